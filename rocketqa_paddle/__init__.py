@@ -1,0 +1,23 @@
+"""Dense passage retrieval and re-ranking on PaddlePaddle: RocketQA, PAIR, RocketQAv2 and AR2.
+
+Importing this package is cheap and changes nothing: Paddle is imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rocketqa_paddle.models import CrossModel, DualModel
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_model"]
+
+
+def load_model(
+    model: str, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
+) -> DualModel | CrossModel:
+    """Load a checkpoint folder for inference. See `rocketqa_paddle.models.load_model`."""
+    from rocketqa_paddle import models
+
+    return models.load_model(model, use_cuda=use_cuda, device_id=device_id, batch_size=batch_size)

@@ -1,0 +1,328 @@
+"""The command `rocketqa`: a table of commands, each a function whose parameters are its flags."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from rocketqa_paddle import __version__
+from rocketqa_paddle.config import EvaluationSettings, RocketQAv2Settings
+from rocketqa_paddle.device import import_paddle, select_device, tune_cpu
+from rocketqa_paddle.records import Query
+
+T = TypeVar("T")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def train_rocketqav2(settings: RocketQAv2Settings) -> None:
+    """Train retriever and re-ranker jointly (RocketQAv2)."""
+    from rocketqa_paddle import distributed
+    from rocketqa_paddle.systems import rocketqav2
+
+    distributed.init()
+    select_device(settings.use_cuda, distributed.local_rank())
+    rocketqav2.train(settings)
+
+
+def encode(
+    checkpoint: str,
+    input: str,
+    output: str,
+    kind: Literal["passages", "queries"] = "passages",
+    titles: str | None = None,
+    batch_size: int = 64,
+    use_cuda: bool = False,
+) -> None:
+    """Write the vectors of passages or queries as a NumPy file.
+
+    Args:
+        checkpoint: folder of a retriever
+        input: file of `id TAB text` lines
+        output: where to write: OUTPUT.npy, float32 [n, hidden], and OUTPUT.ids.txt
+        kind: what the input holds
+        titles: file of `id TAB title` lines, for passages
+        batch_size: rows computed together
+        use_cuda: compute on a GPU
+    """
+    import numpy as np
+
+    from rocketqa_paddle import checkpoints, formats, retrieval
+
+    select_device(use_cuda)
+    model = checkpoints.load(checkpoint, kind=DUAL)
+
+    if kind == "queries":
+        queries = _not_empty(input, list(formats.read_queries(input)))
+        ids = [query.id for query in queries]
+        vectors = retrieval.encode_queries(model, [query.text for query in queries], batch_size=batch_size)
+    else:
+        passages = _not_empty(input, list(formats.read_passages(input, titles)))
+        ids = [passage.id for passage in passages]
+        columns = [passage.title for passage in passages], [passage.text for passage in passages]
+        vectors = retrieval.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
+    stem = output.removesuffix(".npy")
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    np.save(f"{stem}.npy", vectors)
+    Path(f"{stem}.ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
+    print(f"{len(ids)} vectors of {vectors.shape[1]} dimensions in {stem}.npy")
+
+
+def index(
+    checkpoint: str,
+    passages: str,
+    output: str,
+    titles: str | None = None,
+    batch_size: int = 64,
+    use_cuda: bool = False,
+) -> None:
+    """Encode a corpus and save it as a searchable index.
+
+    Args:
+        checkpoint: folder of a retriever
+        passages: file of `id TAB text` lines (para.txt)
+        output: index folder to write
+        titles: file of `id TAB title` lines (para.title.txt)
+        batch_size: rows computed together
+        use_cuda: compute on a GPU
+    """
+    from rocketqa_paddle import checkpoints, formats
+    from rocketqa_paddle.retrieval import CorpusIndex
+
+    corpus = {p.id: p for p in _not_empty(passages, list(formats.read_passages(passages, titles)))}
+    select_device(use_cuda)
+    model = checkpoints.load(checkpoint, kind=DUAL)
+    CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(
+        output, checkpoints.digest(checkpoint)
+    )
+    print(f"{len(corpus)} passages indexed in {output}")
+
+
+def search(
+    checkpoint: str,
+    query: list[str],
+    index: str | None = None,
+    reranker: str | None = None,
+    queries: str | None = None,
+    output: str | None = None,
+    k: int = 5,
+    depth: int = 20,
+    use_cuda: bool = False,
+) -> None:
+    """Search an index, for people (a readable list) or for a file of queries (a run).
+
+    Args:
+        checkpoint: a run's `best` folder, or the folder of the retriever that made the index
+        query: what to search for
+        index: index folder; by default the one in the `best` folder
+        reranker: folder of a re-ranker that orders the best passages; by default the one in the `best` folder
+        queries: file of `id TAB text` lines to search for
+        output: run file for `queries`: `qid TAB pid TAB rank TAB score`
+        k: passages a query
+        depth: passages that the re-ranker reads
+        use_cuda: compute on a GPU
+    """
+    from rocketqa_paddle import checkpoints, formats, retrieval
+    from rocketqa_paddle.index import VectorIndex
+
+    wanted = _queries(query, queries, output)
+    folder = Path(checkpoint)
+    if (folder / "retriever").is_dir():
+        retriever = folder / "retriever"
+        index, reranker = index or str(folder / "index"), reranker or str(folder / "reranker")
+    else:
+        retriever = folder
+    if index is None:
+        raise ValueError(f"{folder} has no retriever/ and index/ inside: name the index with --index")
+    vectors = VectorIndex.load(index, checkpoints.digest(retriever))
+    select_device(use_cuda)
+    model = checkpoints.load(retriever, kind=DUAL)
+    encoded = retrieval.encode_queries(model, [q.text for q in wanted.values()])
+    run = retrieval.search(vectors, encoded, list(wanted), max(k, depth) if reranker else k)
+    found = {hit.passage_id for hits in run.values() for hit in hits}
+    stored = formats.read_passages(Path(index) / "para.txt", Path(index) / "para.title.txt")
+    passages = {passage.id: passage for passage in stored if passage.id in found}
+    if reranker:
+        run = retrieval.rerank(
+            checkpoints.load(reranker, kind=CROSS), run, passages, wanted, depth, progress=""
+        )
+    run = {query_id: hits[:k] for query_id, hits in run.items()}
+    if output:
+        formats.write_run_tsv(output, run)
+        print(f"{len(run)} queries answered in {output}")
+        return
+    for query_id, hits in run.items():
+        print(f"\n{wanted[query_id].text}")
+        for hit in hits:
+            passage = passages[hit.passage_id]
+            print(
+                f"{hit.rank:3d}. {passage.title or passage.id}  ({hit.score:.2f})\n     {_short(passage.text)}"
+            )
+
+
+def rerank(
+    checkpoint: str,
+    run: str,
+    queries: str,
+    passages: str,
+    output: str,
+    titles: str | None = None,
+    depth: int = 50,
+    batch_size: int = 64,
+    use_cuda: bool = False,
+) -> None:
+    """Order the best passages of a run by a re-ranker and write the new run.
+
+    Args:
+        checkpoint: folder of a re-ranker
+        run: run to re-rank (TREC, or `qid pid rank score`)
+        queries: file of `id TAB text` lines
+        passages: file of `id TAB text` lines (para.txt)
+        output: run file to write
+        titles: file of `id TAB title` lines (para.title.txt)
+        depth: passages a query
+        batch_size: rows computed together
+        use_cuda: compute on a GPU
+    """
+    from rocketqa_paddle import checkpoints, formats, retrieval
+
+    hits = formats.read_run(run)
+    asked = {query.id: query for query in formats.read_queries(queries)}
+    found = {hit.passage_id for query_hits in hits.values() for hit in query_hits}
+    corpus = {p.id: p for p in formats.read_passages(passages, titles) if p.id in found}
+    for name, missing in {queries: hits.keys() - asked.keys(), passages: found - corpus.keys()}.items():
+        if missing:
+            raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {min(missing)!r}")
+    select_device(use_cuda)
+    model = checkpoints.load(checkpoint, kind=CROSS)
+    formats.write_run_tsv(output, retrieval.rerank(model, hits, corpus, asked, depth, batch_size=batch_size))
+    print(f"{len(hits)} queries re-ranked in {output}")
+
+
+def evaluate(
+    qrels: str,
+    run: str,
+    baseline: str | None = None,
+    measures: list[str] = EvaluationSettings().measures,  # noqa: B008
+) -> None:
+    """Measure a run, and compare it with another by a paired t-test.
+
+    Args:
+        qrels: judgements: `qid pid`, or four TREC columns
+        run: run file (TREC, or `qid pid rank score`)
+        baseline: run file to compare with
+        measures: names of ir_measures, such as RR@10, Success@50, nDCG@10
+    """
+    from rocketqa_paddle import formats, report
+    from rocketqa_paddle.report import Row
+
+    judged = formats.load_qrels(qrels)
+    rows = [Row(name, formats.read_run(name)) for name in (baseline, run) if name]
+    print(report.table(f"{len(judged)} queries of {qrels}", rows, judged, measures))
+    if baseline:
+        print("\n" + report.significance(rows[1], rows[0], judged, measures[0]))
+
+
+# ------------------------------------------------------------------------------------------------
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "encode": encode,
+    "index": index,
+    "search": search,
+    "rerank": rerank,
+    "evaluate": evaluate,
+}
+SYSTEMS: dict[str, tuple[type, Callable[..., None]]] = {"rocketqav2": (RocketQAv2Settings, train_rocketqav2)}
+DUAL, CROSS = "dual_encoder", "cross_encoder"
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command line."""
+    parser = ArgumentParser(prog="rocketqa", description="Dense retrieval and re-ranking on PaddlePaddle.")
+    parser.add_argument("--version", action="version", version=f"rocketqa_paddle {__version__}")
+    commands = parser.add_subcommands(required=True, dest="command")
+    systems_parser = ArgumentParser(description="Train a system from raw text; a stopped run goes on.")
+    commands.add_subcommand("train", systems_parser, help="train a system")
+    systems = systems_parser.add_subcommands(required=True, dest="system")
+    for name, (settings, function) in SYSTEMS.items():
+        system = ArgumentParser(description=function.__doc__)
+        system.add_argument(
+            "--config", action="config", help="YAML file of settings; flags after it override it"
+        )
+        system.add_class_arguments(settings, as_group=False)
+        systems.add_subcommand(name, system, help=_first_line(function))
+    for name, function in COMMANDS.items():
+        command = ArgumentParser(description=function.__doc__.split("\n\n")[0])
+        command.add_function_arguments(function, as_group=False, as_positional=False, skip={"query"})
+        if name == "search":
+            command.add_argument("query", nargs="*", type=str, help="what to search for")
+        commands.add_subcommand(name, command, help=_first_line(function))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. A mistake of the user's exits 2 with a message, a request to stop 130."""
+    tune_cpu()
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        _run(parser.instantiate_classes(parsed))
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if os.environ.get("ROCKETQA_DEBUG"):
+            raise
+        sys.exit(_fail(f"rocketqa: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("rocketqa: stopped; the same command goes on from the last finished piece", 130))
+    except RuntimeError as error:
+        if type(error).__name__ != "Stopped":
+            raise
+        sys.exit(_fail(f"rocketqa: stopped after {error}, saved; the same command goes on", 130))
+
+
+def _run(parsed: Namespace) -> None:
+    import_paddle()
+    values = parsed[parsed.command]
+    if parsed.command == "train":
+        settings, function = SYSTEMS[values.system]
+        fields = {key: value for key, value in vars(values[values.system]).items() if key != "config"}
+        function(settings(**fields))
+    else:
+        COMMANDS[parsed.command](**vars(values))
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def _first_line(function: Callable[..., None]) -> str:
+    return (function.__doc__ or "").split("\n")[0].rstrip(".").lower()
+
+
+def _queries(words: list[str], file: str | None, output: str | None) -> dict[str, Query]:
+    from rocketqa_paddle import formats
+
+    if bool(words) == bool(file):
+        raise ValueError("search needs either queries as words or --queries FILE")
+    if file:
+        if not output:
+            raise ValueError("--queries needs --output, the run file to write")
+        return {query.id: query for query in _not_empty(file, list(formats.read_queries(file)))}
+    if not all(text.strip() for text in words):
+        raise ValueError("an empty query: give some words to search for")
+    return {str(number): Query(str(number), text) for number, text in enumerate(words, 1)}
+
+
+def _not_empty(path: str, items: list[T]) -> list[T]:
+    if not items:
+        raise ValueError(f"{path}: the file is empty")
+    return items
+
+
+def _short(text: str, width: int = 160) -> str:
+    return text if len(text) <= width else text[: width - 1].rsplit(" ", 1)[0] + "…"

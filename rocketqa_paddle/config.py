@@ -1,0 +1,241 @@
+"""Settings: plain dataclasses that a YAML file or a flag fills. Networks and losses never see them.
+
+The docstring under a field is its help text on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _at_least(minimum: float, **values: float) -> None:
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"{name}={value}, expected at least {minimum}")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which text to train on and to search."""
+
+    folder: str
+    """A RocketQA/MS MARCO folder (para.txt, SPLIT.query.txt, qrels.SPLIT.tsv) or a BEIR folder."""
+    train: str = "train"
+    """Split with the training queries."""
+    dev: str = "dev"
+    """Split that chooses the best round."""
+    tests: list[str] = field(default_factory=list)
+    """Splits that the final table reports."""
+    unlabelled: str | None = None
+    """Split of queries without judgements, for pseudo labels."""
+    max_eval_queries: int | None = None
+    """Evaluate on this many queries a split, drawn at random; all of them when empty."""
+
+
+@dataclass(frozen=True)
+class RetrieverSettings:
+    """The dual encoder."""
+
+    start: str = "mini"
+    """Start weights: a checkpoint of this project, a Hugging Face BERT or ERNIE folder,
+    `package:NAME/FOLDER` for a folder inside an installed package, a PaddleNLP name such as
+    `ernie-2.0-base-en` (extra `paddlenlp`), or a size from scratch: `tiny`, `mini`."""
+    shared: bool = False
+    """One tower for queries and passages instead of one each."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What of the last layer is the vector."""
+    normalize: bool = False
+    """Scale vectors to unit length."""
+    temperature: float = 1.0
+    """Divide scores by this."""
+    query_length: int = 32
+    """Tokens of a query, with [CLS] and [SEP]."""
+    passage_length: int = 128
+    """Tokens of title and text, with the special ones."""
+    dropout: float = 0.1
+    """Dropout in training."""
+    recompute: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        _at_least(3, query_length=self.query_length)
+        _at_least(4, passage_length=self.passage_length)
+
+
+@dataclass(frozen=True)
+class RerankerSettings:
+    """The cross encoder."""
+
+    start: str = "mini"
+    """Start weights; see the retriever's."""
+    head: Literal["logit", "classes"] = "logit"
+    """One logit on the raw [CLS] (RocketQAv2), or tanh pooler and two classes (RocketQA v1)."""
+    length: int = 160
+    """Tokens of query, title and text, with the special ones."""
+    dropout: float = 0.1
+    """Dropout in training."""
+    recompute: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        _at_least(5, length=self.length)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with decoupled decay, which leaves out biases and layer norms."""
+
+    learning_rate: float = 1e-5
+    """Peak learning rate."""
+    warmup_share: float = 0.0
+    """Share of the steps in which the rate grows from 0."""
+    decay: Literal["linear", "constant"] = "linear"
+    """How the rate goes on after the warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Largest norm of all gradients together."""
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One stretch of training."""
+
+    batch_size: int = 8
+    """Queries a step and process."""
+    steps: int | None = None
+    """Optimizer steps; when empty, `epochs` over the data."""
+    epochs: int = 1
+    """Passes over the data, where `steps` is empty."""
+    accumulate: int = 1
+    """Split every batch into this many parts, one after another, to save memory."""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """The optimizer of this stretch."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size, accumulate=self.accumulate, epochs=self.epochs)
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} equal parts"
+            )
+
+
+@dataclass(frozen=True)
+class WarmupSettings(StageSettings):
+    """Training of one model alone, before the rounds."""
+
+    queries: int | None = None
+    """Training queries to use; all of them when empty. 0 leaves the warm-up out."""
+    negatives: int = 5
+    """Re-ranker only: negatives a list, drawn at random from the warmed-up retriever's candidates."""
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How candidates become lists of one positive and negatives."""
+
+    negatives: int = 5
+    """Negatives a list (the paper: 127 on MS MARCO, 31 on NQ)."""
+    depth: int = 50
+    """Candidates retrieved a query, from which negatives are drawn."""
+    skip: int = 0
+    """Leave out this many of the best candidates when drawing undenoised negatives."""
+    sources: list[Literal["random", "denoised", "pseudo"]] = field(
+        default_factory=lambda: ["random", "denoised"]
+    )
+    """Kinds of lists to build for every query; `pseudo` needs an unlabelled split."""
+    negative_below: float = 0.1
+    """Denoised: a candidate is a negative if the re-ranker's probability is below this."""
+    positive_above: float = 0.9
+    """Pseudo labels: a candidate is a positive if the re-ranker's probability is above this."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, negatives=self.negatives, depth=self.depth)
+        if not 0 < self.negative_below < self.positive_above < 1:
+            raise ValueError(
+                f"negative_below={self.negative_below}, positive_above={self.positive_above}: "
+                "expected 0 < negative_below < positive_above < 1"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """The dynamic listwise distillation. The defaults are the released code's."""
+
+    target: Literal["reranker", "retriever"] = "reranker"
+    """Whose softmax is the target of the KL divergence (`retriever`: the paper's equation)."""
+    reduction: Literal["mean", "batchmean"] = "mean"
+    """Mean over all elements, or over lists."""
+    mutual: bool = False
+    """Let the divergence move the re-ranker, too."""
+    kl_weight: float = 1.0
+    """Factor of the divergence."""
+
+
+@dataclass(frozen=True)
+class JointSettings(StageSettings):
+    """The rounds of joint training."""
+
+    rounds: int = 1
+    """Rounds of retrieve, build groups, train, evaluate."""
+    queries: int | None = None
+    """Training queries a round, other ones each round while there are any; all of them when empty."""
+    retriever_rate: float = 1.0
+    """Factor of the learning rate for the retriever's parameters."""
+    groups: GroupSettings = field(default_factory=GroupSettings)
+    """The candidate lists."""
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    """The loss."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What the reports measure."""
+
+    measures: list[str] = field(default_factory=lambda: ["RR@10", "Success@5", "Success@50"])
+    """Measures by their ir_measures names; the first chooses the best round."""
+    depth: int = 50
+    """Passages retrieved a query."""
+    rerank_depth: int = 20
+    """Passages re-ranked a query."""
+    bm25: bool = False
+    """Add BM25 as a yardstick (needs the package bm25s)."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What every system reads: where, on what, with which networks."""
+
+    output: str
+    """Run folder; a run that was stopped goes on there."""
+    data: DataSettings
+    """Collection and splits."""
+    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
+    """The dual encoder."""
+    reranker: RerankerSettings = field(default_factory=RerankerSettings)
+    """The cross encoder."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """Measures on dev and test."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward pass in training."""
+    encode_batch: int = 64
+    """Largest number of rows when encoding or scoring without gradient."""
+    seed: int = 1
+    """Seed of initial weights, data order, sampling and dropout."""
+    save_minutes: float = 10.0
+    """Save the state of an unfinished stage this often."""
+    use_cuda: bool = False
+    """Train on the GPU of this rank."""
+
+
+@dataclass(frozen=True)
+class RocketQAv2Settings(RunSettings):
+    """Everything that `rocketqa train rocketqav2` reads."""
+
+    warmup_retriever: WarmupSettings = field(default_factory=WarmupSettings)
+    """In-batch training of the retriever."""
+    warmup_reranker: WarmupSettings = field(default_factory=WarmupSettings)
+    """Listwise training of the re-ranker on the warmed-up retriever's candidates."""
+    joint: JointSettings = field(default_factory=JointSettings)
+    """Joint training."""

@@ -1,0 +1,107 @@
+"""All that concerns ranks. Every function does the obvious thing when there is one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor
+from paddle.distributed import fleet
+
+T = TypeVar("T")
+_BUCKET = 64 << 20  # bytes of gradient that one all-reduce carries
+
+
+def init() -> None:
+    """Join the other processes that `fleetrun` started, if it did. Safe to call again."""
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1 and not dist.is_initialized():
+        fleet.init(is_collective=True)
+
+
+def rank() -> int:
+    """This process's number, 0 for the one that writes files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is its GPU's too."""
+    return int(os.environ.get("PADDLE_LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """This rank's contiguous part; parts differ by one item at most and join up in rank order."""
+    bounds = np.linspace(0, len(items), world_size() + 1).astype(int)
+    return items[bounds[rank()] : bounds[rank() + 1]]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank. Any picklable value."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = []
+    dist.all_gather_object(values, value)
+    return values
+
+
+def average_gradients(parameters: Iterable[paddle.Tensor]) -> None:
+    """Replace every gradient by its mean over ranks.
+
+    Called once a step, after all backward passes, so it serves accumulation and recompute alike.
+    A parameter without gradient on this rank counts as zero: another rank may have one.
+    """
+    if world_size() == 1:
+        return
+    bucket: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = paddle.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        size += parameter.grad.size * parameter.grad.element_size()
+        if size >= _BUCKET:
+            _average(bucket)
+            bucket, size = [], 0
+    if bucket:
+        _average(bucket)
+
+
+def _average(gradients: list[Tensor]) -> None:
+    with paddle.no_grad():
+        flat = paddle.concat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for gradient, part in zip(gradients, flat.split([g.size for g in gradients]), strict=True):
+            paddle.assign(part.reshape(gradient.shape), gradient)
+
+
+def broadcast_parameters(parameters: Iterable[Tensor]) -> None:
+    """Give every rank the parameters of rank 0."""
+    if world_size() > 1:
+        for parameter in parameters:
+            dist.broadcast(parameter, src=0)
+
+
+def mean(values: dict[str, float]) -> dict[str, float]:
+    """Every value's mean over ranks."""
+    everywhere = gather(values)
+    return {key: float(np.mean([values[key] for values in everywhere])) for key in values}

@@ -1,0 +1,112 @@
+"""The two networks: a dual encoder that retrieves and a cross encoder that re-ranks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from rocketqa_paddle.batching import Batch
+from rocketqa_paddle.ernie import Ernie, ErnieConfig
+
+Pooling = Literal["cls", "mean"]
+Head = Literal["logit", "classes"]
+
+
+class DualEncoder(nn.Layer):
+    """Queries and passages as vectors; their score is the inner product.
+
+    Args:
+        config: sizes of a tower.
+        shared: one tower for both sides (PAIR), or one each (RocketQA).
+        pooling: `cls`, the raw state of `[CLS]`; or `mean` over all tokens.
+        normalize: scale vectors to unit length, so that scores are cosines.
+        temperature: scores are divided by it, as are the vectors of the passages when they are
+            encoded, so that every inner product is a score. 1 by default.
+        dropout: in training.
+        use_recompute: see `Ernie`.
+    """
+
+    def __init__(
+        self,
+        config: ErnieConfig,
+        *,
+        shared: bool = False,
+        pooling: Pooling = "cls",
+        normalize: bool = False,
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+        use_recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("cls", "mean"):
+            raise ValueError(f"pooling={pooling!r}, expected 'cls' or 'mean'")
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}, expected a number above 0")
+        self.config, self.pooling, self.normalize, self.temperature = config, pooling, normalize, temperature
+        self.query = Ernie(config, dropout, use_recompute)
+        self.passage = self.query if shared else Ernie(config, dropout, use_recompute)
+
+    @property
+    def shared(self) -> bool:
+        return self.query is self.passage
+
+    def encode_queries(self, batch: Batch) -> Tensor:
+        """Vectors `[rows, hidden]`."""
+        return self._pool(self.query(*batch), batch)
+
+    def encode_passages(self, batch: Batch) -> Tensor:
+        """Vectors `[rows, hidden]`, divided by the temperature."""
+        return self._pool(self.passage(*batch), batch) / self.temperature
+
+    def _pool(self, states: Tensor, batch: Batch) -> Tensor:
+        if self.pooling == "cls":
+            vectors = states[:, 0]
+        elif batch.mask is None:
+            vectors = states.mean(axis=1)
+        else:
+            mask = batch.mask.astype(states.dtype).unsqueeze(1)  # [rows, 1, length]
+            vectors = paddle.bmm(mask, states).squeeze(1) / mask.sum(axis=-1)
+        return F.normalize(vectors) if self.normalize else vectors
+
+
+class CrossEncoder(nn.Layer):
+    """Query and passage read together; one score a pair.
+
+    Args:
+        config: sizes of the encoder.
+        head: `logit`, dropout and one linear unit on the raw `[CLS]` (RocketQAv2's joint model); or
+            `classes`, a tanh pooler and two classes (RocketQA v1), whose score is the log-odds.
+        dropout: in training, also before the head.
+        use_recompute: see `Ernie`.
+    """
+
+    def __init__(
+        self, config: ErnieConfig, *, head: Head = "logit", dropout: float = 0.1, use_recompute: bool = False
+    ) -> None:
+        super().__init__()
+        if head not in ("logit", "classes"):
+            raise ValueError(f"head={head!r}, expected 'logit' or 'classes'")
+        self.config, self.head = config, head
+        self.ernie = Ernie(config, dropout, use_recompute)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if head == "classes" else None
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.output = nn.Linear(config.hidden_size, 1 if head == "logit" else 2)
+        for layer in (self.pooler, self.output):
+            if layer is not None:
+                nn.initializer.TruncatedNormal(std=config.initializer_range)(layer.weight)
+                nn.initializer.Constant(0.0)(layer.bias)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """`[rows, 1]` (head `logit`) or `[rows, 2]` (head `classes`; the second is relevance)."""
+        state = self.ernie(*batch)[:, 0]  # [rows, hidden]
+        if self.pooler is not None:
+            state = F.tanh(self.pooler(state))
+        return self.output(self.dropout(state))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores `[rows]`. A sigmoid makes them probabilities of relevance under either head."""
+        logits = self.logits(batch)
+        return logits[:, 0] if self.head == "logit" else logits[:, 1] - logits[:, 0]

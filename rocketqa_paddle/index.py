@@ -1,0 +1,94 @@
+"""Vectors to nearest neighbours by inner product: faiss, with passage ids and a label on the box."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+FORMAT_VERSION = 1
+
+
+class VectorIndex:
+    """An exact inner-product index over passages.
+
+    Args:
+        vectors: float32 `[passages, hidden]`.
+        ids: one passage id a row.
+        model: digest of the model that made the vectors; kept in `meta.json`.
+    """
+
+    def __init__(self, vectors: np.ndarray, ids: Sequence[str], model: str = "") -> None:
+        if len(vectors) != len(ids):
+            raise ValueError(f"{len(vectors)} vectors for {len(ids)} passage ids")
+        if not len(ids):
+            raise ValueError("no vectors: an index needs at least one passage")
+        self.ids, self.model = list(ids), model
+        self._index = faiss.IndexFlatIP(vectors.shape[1])
+        self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def dimension(self) -> int:
+        return self._index.d
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores `[queries, k]` and row numbers `[queries, k]`, best first; fewer where the index is smaller."""
+        if queries.shape[1] != self.dimension:
+            raise ValueError(
+                f"queries have {queries.shape[1]} dimensions, the index {self.dimension}: "
+                "search with the model that built the index"
+            )
+        return self._index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder."""
+        folder = Path(folder)
+        faiss.write_index(self._index, str(folder / "index.faiss"))
+        (folder / "ids.txt").write_text("".join(f"{i}\n" for i in self.ids), encoding="utf-8")
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "dimension": self.dimension,
+            "metric": "inner_product",
+            "count": len(self),
+            "model": self.model,
+        }
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, model: str | None = None) -> VectorIndex:
+        """Open an index folder.
+
+        Args:
+            folder: what `save` wrote.
+            model: digest of the model that will make the queries; None skips the check.
+
+        Raises:
+            FileNotFoundError: not a whole index folder.
+            ValueError: another model made it, or the files disagree.
+        """
+        folder = Path(folder)
+        for name in ("meta.json", "index.faiss", "ids.txt"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder / name}: not there; make an index with `rocketqa index`")
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if model is not None and meta["model"] != model:
+            raise ValueError(
+                f"{folder}: made by model {meta['model']}, but the checkpoint is {model}: "
+                "search with the checkpoint that built the index, or build it again"
+            )
+        index = cls.__new__(cls)
+        index.ids = (folder / "ids.txt").read_text(encoding="utf-8").splitlines()
+        index.model = meta["model"]
+        index._index = faiss.read_index(str(folder / "index.faiss"))
+        if not index._index.ntotal == len(index.ids) == meta["count"]:
+            raise ValueError(
+                f"{folder}: {index._index.ntotal} vectors, {len(index.ids)} ids, {meta['count']} announced: "
+                "the folder is damaged, build the index again"
+            )
+        return index

@@ -1,0 +1,191 @@
+"""Candidates → training groups: one positive and n negatives a query.
+
+RocketQAv2's hybrid data (Ren et al., EMNLP 2021, section 3.3) is the union of undenoised groups
+(negatives drawn at random from what the retriever finds) and denoised ones (negatives that the
+re-ranker rejects). A labelled positive is never among the negatives.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from rocketqa_paddle.records import Group, Passage, Qrels, Query, Run, Source
+
+
+@dataclass
+class MiningReport:
+    """What mining built, and what it could not. Every query that yields no group is counted."""
+
+    groups: dict[str, int] = field(default_factory=dict)
+    filled: int = 0
+    """Negatives drawn from the whole corpus because the candidates were too few."""
+    too_few_negatives: int = 0
+    """Queries left out: the re-ranker rejects too few of their candidates."""
+    no_positive: int = 0
+    """Unlabelled queries left out: the re-ranker accepts none of their candidates."""
+
+    def count(self, source: Source) -> None:
+        self.groups[source] = self.groups.get(source, 0) + 1
+
+    def __str__(self) -> str:
+        built = ", ".join(f"{count} {source}" for source, count in sorted(self.groups.items())) or "no"
+        notes = {
+            "negatives drawn from the whole corpus (too few candidates)": self.filled,
+            "queries left out (the re-ranker rejects too few candidates)": self.too_few_negatives,
+            "queries left out (the re-ranker accepts no candidate)": self.no_positive,
+        }
+        return "; ".join([f"{built} groups", *(f"{count} {note}" for note, count in notes.items() if count)])
+
+
+class Miner:
+    """Builds groups of one positive and `negatives` negatives.
+
+    Args:
+        passages: the corpus.
+        qrels: labelled positives.
+        negatives: negatives a group.
+        seed: of every random choice; the same seed and inputs give the same groups.
+        calibration: of the re-ranker's scores.
+    """
+
+    def __init__(
+        self,
+        passages: Mapping[str, Passage],
+        qrels: Qrels,
+        negatives: int,
+        seed: int,
+        calibration: Calibration | None = None,
+    ) -> None:
+        if negatives >= len(passages):
+            raise ValueError(
+                f"{negatives} negatives a group, but the corpus has only {len(passages)} passages"
+            )
+        self.passages, self.qrels, self.negatives = passages, qrels, negatives
+        self.calibration = calibration or Calibration()
+        self.report = MiningReport()
+        self._random = random.Random(seed)
+        self._ids: Sequence[str] = list(passages)
+
+    def undenoised(self, queries: Iterable[Query], candidates: Run, *, skip: int = 0) -> Iterator[Group]:
+        """Negatives at random from the candidates, however good they may be.
+
+        `skip` leaves out so many of the best. Too few candidates are filled up from the whole
+        corpus, and counted.
+        """
+        for query in queries:
+            hits = candidates.get(query.id, [])[skip:]
+            pool = self._without_positives(query, (hit.passage_id for hit in hits))
+            drawn = self._random.sample(pool, min(self.negatives, len(pool)))
+            yield self._group(query, self._positive(query), self._fill_up(query, drawn), "random")
+
+    def denoised(self, queries: Iterable[Query], scored: Run, *, below: float) -> Iterator[Group]:
+        """Negatives at random from the candidates whose probability is under `below`.
+
+        A query with too few of them is left out, and counted.
+
+        Args:
+            queries: labelled queries.
+            scored: candidates with the re-ranker's scores.
+            below: upper bound of a negative's probability (the papers: 0.1).
+        """
+        for query in queries:
+            if drawn := self._rejected(query, scored, below):
+                yield self._group(query, self._positive(query), drawn, "denoised")
+
+    def pseudo(self, queries: Iterable[Query], scored: Run, *, below: float, above: float) -> Iterator[Group]:
+        """Unlabelled queries: the best candidate over `above` is the positive, those under `below` negatives.
+
+        A query that lacks either is left out, and counted.
+        """
+        for query in queries:
+            best = max(scored.get(query.id, []), key=lambda hit: hit.score, default=None)
+            if best is None or self.calibration.probability(best.score) <= above:
+                self.report.no_positive += 1
+            elif drawn := self._rejected(query, scored, below):
+                yield self._group(query, best.passage_id, drawn, "pseudo")
+
+    def _rejected(self, query: Query, scored: Run, below: float) -> list[str]:
+        ids = (
+            hit.passage_id
+            for hit in scored.get(query.id, [])
+            if self.calibration.probability(hit.score) < below
+        )
+        pool = self._without_positives(query, ids)
+        if len(pool) < self.negatives:
+            self.report.too_few_negatives += 1
+            return []
+        return self._random.sample(pool, self.negatives)
+
+    def _positive(self, query: Query) -> str:
+        return self._random.choice(
+            sorted(i for i, relevance in self.qrels[query.id].items() if relevance > 0)
+        )
+
+    def _without_positives(self, query: Query, ids: Iterable[str]) -> list[str]:
+        judged = self.qrels.get(query.id, {})
+        return [i for i in ids if judged.get(i, 0) <= 0]
+
+    def _fill_up(self, query: Query, drawn: list[str]) -> list[str]:
+        taken = {*drawn, *(i for i, relevance in self.qrels[query.id].items() if relevance > 0)}
+        if len(self._ids) - len(taken) < self.negatives - len(drawn):
+            raise ValueError(
+                f"query {query.id}: {self.negatives} negatives wanted, but only {len(self._ids)} passages exist "
+                f"and {len(taken) - len(drawn)} of them are positives: lower the number of negatives"
+            )
+        while len(drawn) < self.negatives:
+            if (passage_id := self._random.choice(self._ids)) not in taken:
+                drawn.append(passage_id)
+                taken.add(passage_id)
+                self.report.filled += 1
+        return drawn
+
+    def _group(self, query: Query, positive: str, negatives: Sequence[str], source: Source) -> Group:
+        self.report.count(source)
+        passages = tuple(self.passages[i] for i in (positive, *negatives))
+        return Group(query, passages, (1, *[0] * len(negatives)), source)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns a re-ranker's scores into probabilities of relevance.
+
+    A model that is trained on lists knows only differences: its scores have no zero, so thresholds
+    such as the papers' 0.1 and 0.9 mean nothing to them as they are. Platt's scaling, fitted to labelled
+    positives and to candidates, gives `sigmoid(slope * score + offset)`.
+    """
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    def probability(self, score: float) -> float:
+        return float(expit(self.slope * score + self.offset))
+
+    @classmethod
+    def fit(cls, positives: Sequence[float], negatives: Sequence[float]) -> Calibration:
+        """Logistic regression on the scores of labelled positives and of other candidates.
+
+        Targets are smoothed as by Platt (1999), so that separable scores have a finite answer.
+
+        Raises:
+            ValueError: one side is empty.
+        """
+        if not len(positives) or not len(negatives):
+            raise ValueError(
+                f"calibration needs both sides: {len(positives)} positives, {len(negatives)} negatives"
+            )
+        scores = np.concatenate([positives, negatives])
+        high, low = (len(positives) + 1) / (len(positives) + 2), 1 / (len(negatives) + 2)
+        targets = np.repeat([high, low], [len(positives), len(negatives)])
+
+        def loss(parameters: np.ndarray) -> float:
+            logits = parameters[0] * scores + parameters[1]
+            return float((np.logaddexp(0, logits) - targets * logits).sum())
+
+        slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
+        return cls(float(slope), float(offset))

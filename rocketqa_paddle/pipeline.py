@@ -1,0 +1,282 @@
+"""A run and its folder: the steps that all systems share, each finished piece a file.
+
+A step first looks for its file and computes only what is not there, so a run that was stopped goes
+on where it was. All ranks compute; rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rocketqa_paddle import checkpoints, distributed, formats, metrics, retrieval
+from rocketqa_paddle.checkpoints import Checkpoint
+from rocketqa_paddle.config import RunSettings, StageSettings
+from rocketqa_paddle.records import Collection, Group, Hit, Query, Run, Split
+from rocketqa_paddle.retrieval import CorpusIndex
+from rocketqa_paddle.trainer import Loss, MetricsLog, Trainer
+
+
+class Pipeline:
+    """The shared part of a run.
+
+    Args:
+        settings: read here for data, networks and evaluation.
+
+    Raises:
+        ValueError: the data do not hold together, or a measure is unknown. Before any long work.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings, self.folder = settings, Path(settings.output)
+        metrics.parse_measures(settings.evaluation.measures)
+        self.collection = load_collection(settings)
+        self.passages, self.train = self.collection.passages, self.collection.splits[settings.data.train]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = MetricsLog(self.folder / "metrics.jsonl")
+
+    @property
+    def measure(self) -> str:
+        """The measure that chooses."""
+        return self.settings.evaluation.measures[0]
+
+    def split(self, name: str) -> Split:
+        return self.collection.splits[name]
+
+    def say(self, text: str) -> None:
+        """Tell the user, once for all ranks."""
+        if distributed.is_main():
+            print(text, flush=True)
+
+    # Networks -----------------------------------------------------------------------------------
+
+    def start_retriever(self) -> Checkpoint:
+        """The dual encoder before any training."""
+        s = self.settings.retriever
+        network = {
+            name: getattr(s, name) for name in ("shared", "pooling", "normalize", "temperature", "dropout")
+        }
+        return checkpoints.start_retriever(
+            self._read_start(s.start), s.query_length, s.passage_length, **network, use_recompute=s.recompute
+        )
+
+    def start_reranker(self) -> Checkpoint:
+        """The cross encoder before any training."""
+        s = self.settings.reranker
+        return checkpoints.start_reranker(
+            self._read_start(s.start), s.length, head=s.head, dropout=s.dropout, use_recompute=s.recompute
+        )
+
+    def _read_start(self, start: str) -> checkpoints.Start:
+        corpus = (f"{passage.title} {passage.text}" for passage in self.passages.values())
+        return checkpoints.read_start(start, corpus, self.folder / "vocabulary")
+
+    # Queries ------------------------------------------------------------------------------------
+
+    def draw_queries(self, first: int, count: int | None) -> dict[str, Query]:
+        """Training queries `first` to `first + count` of an endless shuffled round; None: all of them."""
+        ids = sorted(self.train.queries)
+        random.Random(self.settings.seed).shuffle(ids)
+        count = len(ids) if count is None else min(count, len(ids))
+        return {i: self.train.queries[i] for i in (ids[(first + n) % len(ids)] for n in range(count))}
+
+    # Retrieval and re-ranking -------------------------------------------------------------------
+
+    def search(
+        self, stage: str, retriever: Checkpoint, more: Mapping[str, Mapping[str, Query]], depth: int
+    ) -> None:
+        """Encode the corpus once; search it for dev and test, and for `more` query sets to `depth`.
+
+        Every set becomes `STAGE/hits.NAME.tsv`; dev's measures go to the log.
+        """
+        settings = self.settings
+        names = [settings.data.dev, *settings.data.tests]
+        wanted = {name: (self.split(name).queries, settings.evaluation.depth) for name in names}
+        wanted |= {name: (queries, depth) for name, queries in more.items()}
+        paths = {name: self.hits_path(stage, name) for name in wanted}
+        if not all(path.is_file() for path in paths.values()):
+            index = CorpusIndex(
+                retriever,
+                self.passages,
+                batch_size=settings.encode_batch,
+                progress=f"{stage}: encode the corpus",
+            )
+            runs = {name: index.search(queries, k) for name, (queries, k) in wanted.items()}
+            self._keep_best_index(stage, retriever, index, runs[settings.data.dev])
+            for name, run in runs.items():
+                self.write_run(paths[name], run)
+            self._log_dev(stage, "retriever", runs[settings.data.dev])
+
+    def _keep_best_index(self, stage: str, retriever: Checkpoint, index: CorpusIndex, dev: Run) -> None:
+        """Keep the retriever and its index in `best/` if no earlier stage did better on dev."""
+        value = metrics.evaluate(self.split(self.settings.data.dev).qrels, dev, [self.measure])[self.measure]
+        earlier = [
+            row[f"dev/retriever/{self.measure}"]
+            for row in self.log.read()
+            if f"dev/retriever/{self.measure}" in row
+        ]
+        if all(value > other for other in earlier):
+            self.save(retriever, self.folder / "best" / "retriever", f"From stage {stage}.")
+            index.save(self.folder / "best" / "index", checkpoints.digest(self.folder / "best" / "retriever"))
+
+    def hits_path(self, stage: str, name: str) -> Path:
+        return self.folder / stage / f"hits.{name}.tsv"
+
+    def hits(self, stage: str, name: str) -> Run:
+        """What a stage's retriever found for a query set."""
+        return formats.read_run(self.hits_path(stage, name))
+
+    def rerank(
+        self,
+        path: Path,
+        reranker: Checkpoint,
+        run: Run,
+        queries: Mapping[str, Query],
+        depth: int,
+        progress: str,
+    ) -> Run:
+        """The first `depth` hits of a run in the re-ranker's order, kept in `path`."""
+        if not path.is_file():
+            batch_size = self.settings.encode_batch
+            self.write_run(
+                path,
+                retrieval.rerank(
+                    reranker, run, self.passages, queries, depth, batch_size=batch_size, progress=progress
+                ),
+            )
+        return formats.read_run(path)
+
+    def rerank_dev(self, stage: str, reranker: Checkpoint, candidates: str) -> None:
+        """Re-rank what the stage `candidates` found for the dev queries, and log the measures."""
+        dev, path = self.settings.data.dev, self.folder / stage / "reranked.dev.tsv"
+        if not path.is_file():
+            depth, queries = self.settings.evaluation.rerank_depth, self.split(dev).queries
+            run = self.rerank(
+                path, reranker, self.hits(candidates, dev), queries, depth, f"{stage}: re-rank dev"
+            )
+            self._log_dev(stage, "reranker", run)
+
+    def _log_dev(self, stage: str, model: str, run: Run) -> None:
+        values = metrics.evaluate(
+            self.split(self.settings.data.dev).qrels, run, self.settings.evaluation.measures
+        )
+        self.log.write(stage=stage, **{f"dev/{model}/{name}": value for name, value in values.items()})
+        self.say(
+            f"{stage}: {model} on dev: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        )
+
+    def write_run(self, path: Path, run: Run) -> None:
+        """Write a run on rank 0 while the others wait."""
+        if distributed.is_main():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            formats.write_run_tsv(path, run)
+        distributed.barrier()
+
+    # Training -----------------------------------------------------------------------------------
+
+    def trained(
+        self,
+        stage: str,
+        models: Mapping[str, Checkpoint],
+        groups: Callable[[], Sequence[Group]],
+        loss: Loss,
+        settings: StageSettings,
+        *,
+        rates: Mapping[str, float] | None = None,
+    ) -> dict[str, Checkpoint]:
+        """Train models together, or load them if the stage is done.
+
+        Args:
+            stage: names the folder that gets a checkpoint a model.
+            models: by name; trained in place.
+            groups: makes the training data, when they are needed.
+            loss: see `Trainer`.
+            settings: of the stretch.
+            rates: factors of the learning rate by model.
+        """
+        paths = {name: self.folder / stage / name for name in models}
+        if all(checkpoints.is_checkpoint(path) for path in paths.values()):
+            self.say(f"{stage}: {' and '.join(models)} trained before, loaded")
+            return {name: self.load(path, name) for name, path in paths.items()}
+        trainer = Trainer(
+            f"{stage} {' and '.join(models)}",
+            {name: model.network for name, model in models.items()},
+            groups(),
+            loss,
+            settings,
+            folder=self.folder / "last",
+            log=self.log,
+            rates=rates,
+            precision=self.settings.precision,
+            seed=self.settings.seed,
+            save_minutes=self.settings.save_minutes,
+        )
+        trainer.fit()
+        for name, model in models.items():
+            self.save(model, paths[name], f"Trained in stage {stage} on {len(trainer.examples)} groups.")
+        return dict(models)
+
+    def load(self, path: Path, name: str) -> Checkpoint:
+        """A checkpoint as this run trains it."""
+        s = self.settings.retriever if name == "retriever" else self.settings.reranker
+        return checkpoints.load(path, dropout=s.dropout, use_recompute=s.recompute)
+
+    def save(self, model: Checkpoint, path: Path, card: str) -> None:
+        """Write a checkpoint on rank 0 while the others wait."""
+        if distributed.is_main():
+            checkpoints.save(model, path, f"Data: {self.settings.data.folder}. {card}")
+        distributed.barrier()
+
+    def best_stage(self, stages: Sequence[str], path: Callable[[str], Path]) -> str:
+        """The stage whose dev run, at `path(stage)`, measures best; of equal ones the first."""
+        qrels = self.split(self.settings.data.dev).qrels
+
+        def value(stage: str) -> float:
+            return metrics.evaluate(qrels, formats.read_run(path(stage)), [self.measure])[self.measure]
+
+        return max(stages, key=value)
+
+
+def load_collection(settings: RunSettings) -> Collection:
+    """Read the corpus and the splits that the settings name, and keep the queries that they ask for.
+
+    Raises:
+        ValueError: a split that trains or measures has no judgements.
+    """
+    data = settings.data
+    judged = [data.train, data.dev, *data.tests]
+    splits = dict.fromkeys([*judged, *([data.unlabelled] if data.unlabelled else [])])
+    collection = formats.read_collection(data.folder, list(splits))
+    for name in judged:
+        if not collection.splits[name].qrels:
+            raise ValueError(
+                f"{data.folder}: split {name!r} has no judgements (qrels.{name}.tsv), but it needs them"
+            )
+    evaluated = {
+        name: _sample(collection.splits[name], data.max_eval_queries) for name in (data.dev, *data.tests)
+    }
+    return Collection(collection.passages, {**collection.splits, **evaluated})
+
+
+def _sample(split: Split, count: int | None) -> Split:
+    """A split cut down to `count` queries, the same ones every time."""
+    if count is None or count >= len(split.queries):
+        return split
+    kept = random.Random(0).sample(sorted(split.queries), count)
+    return Split({i: split.queries[i] for i in kept}, {i: split.qrels[i] for i in kept})
+
+
+def with_positives(run: Run, split: Split, queries: Mapping[str, Query]) -> dict[str, list[Hit]]:
+    """A run whose hits contain every labelled positive, appended where the retriever missed it."""
+    complete = {}
+    for query_id in queries:
+        hits = list(run.get(query_id, []))
+        found = {hit.passage_id for hit in hits}
+        missed = [
+            i for i, relevance in split.qrels.get(query_id, {}).items() if relevance > 0 and i not in found
+        ]
+        complete[query_id] = hits + [
+            Hit(query_id, i, len(hits) + n, float("-inf")) for n, i in enumerate(missed, 1)
+        ]
+    return complete

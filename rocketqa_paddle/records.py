@@ -1,0 +1,77 @@
+"""The small immutable records that every other file speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Source = Literal["labelled", "denoised", "random", "pseudo"]
+Qrels = Mapping[str, Mapping[str, int]]
+"""Relevance judgements: query id -> passage id -> relevance (above 0 is relevant)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a person asks."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A unit of retrieval; `title` is empty where the collection has none."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One line of a run. `rank` counts from 1; a higher `score` is better."""
+
+    query_id: str
+    passage_id: str
+    rank: int
+    score: float
+
+
+Run = Mapping[str, list[Hit]]
+"""What a system retrieved: query id -> hits, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A query with the passages it is trained on: the positive first, then the negatives.
+
+    `labels` holds 1 for a positive and 0 for a negative, one a passage. `source` says where the
+    negatives came from: `labelled` (the training file itself), `random` (drawn from the retrieved
+    candidates as they are), `denoised` (candidates that the re-ranker rejects) or `pseudo` (the
+    positive, too, was chosen by the re-ranker).
+    """
+
+    query: Query
+    passages: tuple[Passage, ...]
+    labels: tuple[int, ...]
+    source: Source = "labelled"
+
+    def __post_init__(self) -> None:
+        assert len(self.passages) == len(self.labels), (len(self.passages), len(self.labels))
+
+
+@dataclass(frozen=True)
+class Split:
+    """The queries of one split (train, dev, ...) and their judgements."""
+
+    queries: Mapping[str, Query]
+    qrels: Qrels = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A corpus with its splits. The order of `passages` is the order of the file."""
+
+    passages: Mapping[str, Passage]
+    splits: Mapping[str, Split]

@@ -1,0 +1,91 @@
+"""What a run achieved: a table of measures with significance, and a picture of its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rocketqa_paddle import metrics
+from rocketqa_paddle.records import Qrels, Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system and what it retrieved for one split."""
+
+    name: str
+    run: Run
+
+
+def table(title: str, rows: Sequence[Row], qrels: Qrels, measures: Sequence[str]) -> str:
+    """A Markdown table, one row a system, one column a measure, the best of a column in bold."""
+    values = [metrics.evaluate(qrels, row.run, measures) for row in rows]
+    best = {name: max(value[name] for value in values) for name in measures}
+    heads = [
+        f"{name} ({metrics.PAPER_NAMES[name]})" if name in metrics.PAPER_NAMES else name for name in measures
+    ]
+    cells = [
+        [row.name, *(_cell(value[name], best[name]) for name in measures)]
+        for row, value in zip(rows, values, strict=True)
+    ]
+    return f"{title}\n\n" + _align([["system", *heads], *cells])
+
+
+def _cell(value: float, best: float) -> str:
+    return f"**{value:.3f}**" if value == best else f"{value:.3f}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def significance(ours: Row, baseline: Row, qrels: Qrels, measure: str) -> str:
+    """One sentence: how much better, and by a paired t-test how surely."""
+    result = metrics.compare(qrels, ours.run, baseline.run, measure)
+    verdict = "significant at 0.05" if result.p_value < 0.05 else "not significant at 0.05"
+    return (
+        f"{ours.name} against {baseline.name}: {measure} {result.difference:+.3f}, "
+        f"paired t-test over {result.queries} queries p = {result.p_value:.2g}, {verdict}."
+    )
+
+
+def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Loss of every stage over its steps, and dev measures over the stages, as a PNG.
+
+    Args:
+        rows: lines of `metrics.jsonl`.
+        path: where to write the picture.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (losses, dev) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    offset = 0
+    for stage in dict.fromkeys(row["stage"] for row in rows if "loss" in row):
+        steps = [row["step"] + offset for row in rows if row["stage"] == stage and "loss" in row]
+        losses.plot(
+            steps, [row["loss"] for row in rows if row["stage"] == stage and "loss" in row], label=stage
+        )
+        offset = steps[-1]
+    losses.set(xlabel="step", ylabel="loss", title="Training")
+    losses.legend()
+    for key in sorted({key for row in rows for key in row if key.startswith("dev/")}):
+        points = {row["stage"]: row[key] for row in rows if key in row}
+        dev.plot(list(points), list(points.values()), marker="o", label=key.removeprefix("dev/"))
+    dev.set(title="Dev queries", ylabel="measure")
+    dev.tick_params(axis="x", rotation=20)
+    dev.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

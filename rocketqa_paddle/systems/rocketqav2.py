@@ -1,0 +1,260 @@
+"""RocketQAv2: retriever and re-ranker trained jointly by dynamic listwise distillation.
+
+Ren et al., EMNLP 2021. Warm up each model; then, in rounds: retrieve with the current retriever,
+build hybrid groups, take joint steps, evaluate on dev, save; the best models on dev are the result.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+
+from paddle import Tensor
+
+from rocketqa_paddle import distributed, losses, report, retrieval
+from rocketqa_paddle.checkpoints import Checkpoint
+from rocketqa_paddle.config import RocketQAv2Settings
+from rocketqa_paddle.mining import Calibration, Miner
+from rocketqa_paddle.pipeline import Pipeline, with_positives
+from rocketqa_paddle.records import Group, Query, Run
+from rocketqa_paddle.report import Row
+from rocketqa_paddle.scoring import passage_vectors, query_vectors, reranker_scores, retriever_scores
+
+WARMUP = "warm-up"
+
+
+def train(settings: RocketQAv2Settings) -> None:
+    """Run the whole system in `settings.output`, or go on where it was stopped."""
+    JointRun(settings).train()
+
+
+class JointRun(Pipeline):
+    """One run of RocketQAv2."""
+
+    settings: RocketQAv2Settings
+
+    def __init__(self, settings: RocketQAv2Settings) -> None:
+        super().__init__(settings)
+        self.rounds = [f"round-{number:03d}" for number in range(1, settings.joint.rounds + 1)]
+        self._plan_queries()
+
+    def _plan_queries(self) -> None:
+        """Deal out the training queries: each use takes the next ones, from the start again at the end."""
+        s, dealt = self.settings, 0
+        self.queries: dict[str, Mapping[str, Query]] = {}
+        uses = {"retriever": s.warmup_retriever.queries, "reranker": s.warmup_reranker.queries}
+        for use, count in {**uses, **dict.fromkeys(self.rounds, s.joint.queries)}.items():
+            self.queries[use] = self.draw_queries(dealt, count)
+            dealt += len(self.queries[use])
+
+    def train(self) -> None:
+        """Every stage in turn, then the report."""
+        self._evaluate_start()
+        retriever = self.warm_up_retriever()
+        self._search(WARMUP, retriever, following=["reranker", *self.rounds[:1]])
+        reranker = self.warm_up_reranker()
+        self.rerank_dev(WARMUP, reranker, candidates=WARMUP)
+        for before, stage, after in zip(
+            [WARMUP, *self.rounds], self.rounds, [*self.rounds[1:], None], strict=False
+        ):
+            retriever, reranker = self.train_round(before, stage, retriever, reranker)
+            self._search(stage, retriever, following=[after] if after else [])
+            self.rerank_dev(stage, reranker, candidates=WARMUP)
+        best = self.save_best()
+        self.report(best)
+
+    def _evaluate_start(self) -> None:
+        self._search("start", self.start_retriever(), following=[])
+
+    def _search(self, stage: str, retriever: Checkpoint, following: Sequence[str]) -> None:
+        """Search for the evaluation and for the training that follows."""
+        more = {f"train.{use}": self.queries[use] for use in following}
+        if following and self.settings.data.unlabelled:
+            more["unlabelled"] = self.split(self.settings.data.unlabelled).queries
+        self.search(stage, retriever, more, self.settings.joint.groups.depth)
+
+    # Stages -------------------------------------------------------------------------------------
+
+    def warm_up_retriever(self) -> Checkpoint:
+        """In-batch training on labelled positives."""
+        retriever = self.start_retriever()
+
+        def groups() -> list[Group]:
+            miner = Miner(self.passages, self.train.qrels, 0, self.settings.seed)
+            return list(miner.undenoised(self.queries["retriever"].values(), {}))
+
+        def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
+            positives = passage_vectors(retriever, [group.passages[0] for group in batch])
+            return {"loss": losses.in_batch(query_vectors(retriever, batch), positives)}
+
+        return self._warm_up("retriever", retriever, groups, loss)
+
+    def warm_up_reranker(self) -> Checkpoint:
+        """Listwise training on the warmed-up retriever's candidates."""
+        reranker = self.start_reranker()
+
+        def groups() -> list[Group]:
+            miner = Miner(
+                self.passages, self.train.qrels, self.settings.warmup_reranker.negatives, self.settings.seed
+            )
+            candidates = self.hits(WARMUP, "train.reranker")
+            return list(miner.undenoised(self.queries["reranker"].values(), candidates))
+
+        def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
+            return {"loss": losses.listwise_cross_entropy(reranker_scores(reranker, batch))}
+
+        return self._warm_up("reranker", reranker, groups, loss)
+
+    def _warm_up(self, name: str, model: Checkpoint, groups: object, loss: object) -> Checkpoint:
+        if not self.queries[name]:
+            self.say(f"{WARMUP}: the {name} starts as it is")
+            self.save(model, self.folder / WARMUP / name, "Start weights, not trained.")
+            return model
+        settings = getattr(self.settings, f"warmup_{name}")
+        return self.trained(WARMUP, {name: model}, groups, loss, settings)[name]
+
+    def train_round(
+        self, before: str, stage: str, retriever: Checkpoint, reranker: Checkpoint
+    ) -> tuple[Checkpoint, Checkpoint]:
+        """Build groups from the candidates that the stage before left, and train both models on them."""
+        settings = self.settings.joint
+
+        def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
+            return losses.joint_distillation(
+                retriever_scores(retriever, batch),
+                reranker_scores(reranker, batch),
+                **vars(settings.distillation),
+            )
+
+        models = self.trained(
+            stage,
+            {"retriever": retriever, "reranker": reranker},
+            lambda: self.hybrid_groups(before, stage, reranker),
+            loss,
+            settings,
+            rates={"retriever": settings.retriever_rate},
+        )
+        return models["retriever"], models["reranker"]
+
+    def hybrid_groups(self, before: str, stage: str, reranker: Checkpoint) -> list[Group]:
+        """Undenoised, denoised and pseudo-labelled groups, as the settings ask (section 3.3)."""
+        s, queries = self.settings.joint.groups, self.queries[stage]
+        candidates = self.hits(before, f"train.{stage}")
+        miner = Miner(
+            self.passages, self.train.qrels, s.negatives, self.settings.seed + self.rounds.index(stage)
+        )
+        groups: list[Group] = []
+        if "random" in s.sources:
+            groups += miner.undenoised(queries.values(), candidates, skip=s.skip)
+        if {"denoised", "pseudo"} & set(s.sources):
+            scored = self._score_candidates(stage, "train", reranker, candidates, queries)
+            miner.calibration = self._calibrate(scored)
+        if "denoised" in s.sources:
+            groups += miner.denoised(queries.values(), scored, below=s.negative_below)
+        if "pseudo" in s.sources:
+            groups += self._pseudo_groups(before, stage, miner, reranker)
+        self.say(f"{stage}: {miner.report}")
+        return groups
+
+    def _pseudo_groups(self, before: str, stage: str, miner: Miner, reranker: Checkpoint) -> list[Group]:
+        s, split = self.settings.joint.groups, self.settings.data.unlabelled
+        if split is None:
+            raise ValueError(
+                "joint.groups.sources has 'pseudo', which needs data.unlabelled: name a split of queries"
+            )
+        queries = self.split(split).queries
+        scored = self._score_candidates(
+            stage, "unlabelled", reranker, self.hits(before, "unlabelled"), queries
+        )
+        return list(miner.pseudo(queries.values(), scored, below=s.negative_below, above=s.positive_above))
+
+    def _score_candidates(
+        self, stage: str, name: str, reranker: Checkpoint, candidates: Run, queries: Mapping[str, Query]
+    ) -> Run:
+        """The current re-ranker's scores of all candidates and labelled positives."""
+        path = self.folder / stage / f"scored.{name}.tsv"
+        run = with_positives(candidates, self.train, queries)
+        depth = max(map(len, run.values()))
+        return self.rerank(path, reranker, run, queries, depth, f"{stage}: score candidates")
+
+    def _calibrate(self, scored: Run) -> Calibration:
+        positives: list[float] = []
+        others: list[float] = []
+        for query_id, hits in scored.items():
+            for hit in hits:
+                (positives if self.train.qrels[query_id].get(hit.passage_id, 0) > 0 else others).append(
+                    hit.score
+                )
+        return Calibration.fit(positives, others)
+
+    # Results ------------------------------------------------------------------------------------
+
+    def save_best(self) -> dict[str, str]:
+        """Copy each model of the stage that is best on dev to `best/`; returns the stages."""
+        stages = [WARMUP, *self.rounds]
+        best = {
+            "retriever": self.best_stage(stages, lambda stage: self.hits_path(stage, self.settings.data.dev)),
+            "reranker": self.best_stage(stages, lambda stage: self.folder / stage / "reranked.dev.tsv"),
+        }
+        for name, stage in best.items():
+            self.say(f"best {name} on dev: {stage}")
+            model = self.load(self.folder / stage / name, name)
+            self.save(
+                model,
+                self.folder / "best" / name,
+                f"System: RocketQAv2, {stage}, chosen by {self.measure} on dev.",
+            )
+        if distributed.is_main():
+            shutil.rmtree(self.folder / "last", ignore_errors=True)
+        return best
+
+    def report(self, best: Mapping[str, str]) -> None:
+        """Measure every stage on the test splits; write `report.md` and `curves.png`, and print the tables."""
+        tables = [self._report_split(split, best) for split in self.settings.data.tests]
+        text = "\n\n".join(tables)
+        if distributed.is_main():
+            (self.folder / "report.md").write_text(text + "\n", encoding="utf-8")
+            try:
+                report.plot_curves(self.log.read(), self.folder / "curves.png")
+            except ImportError:
+                self.say("curves.png is left out: it needs matplotlib (pip install matplotlib)")
+        self.say(f"\n{text}\n")
+
+    def _report_split(self, name: str, best: Mapping[str, str]) -> str:
+        split, s = self.split(name), self.settings.evaluation
+        stages = {
+            "start weights": "start",
+            "retriever, warmed up": WARMUP,
+            **{f"retriever, {stage}": stage for stage in self.rounds},
+        }
+        rows = {title: Row(title, self.hits(stage, name)) for title, stage in stages.items()}
+        if s.bm25:
+            rows = {"BM25": Row("BM25", retrieval.bm25(self.passages, split.queries, s.depth)), **rows}
+        reranked = {
+            "re-ranker, warmed up": self._rerank_test(name, WARMUP, best),
+            f"re-ranker, {best['reranker']}": self._rerank_test(name, best["reranker"], best),
+        }
+        rows |= {title: Row(title, run) for title, run in reranked.items()}
+        title = f"**{name}**: {len(split.queries)} queries over {len(self.passages)} passages"
+        lines = [report.table(title, list(rows.values()), split.qrels, s.measures)]
+        lines.append(
+            f"The re-rankers order the {s.rerank_depth} best passages of the retriever of {best['retriever']}."
+        )
+        pairs = [
+            (f"retriever, {best['retriever']}", "retriever, warmed up"),
+            (f"re-ranker, {best['reranker']}", "re-ranker, warmed up"),
+        ]
+        for ours, baseline in pairs:
+            if ours in rows and ours != baseline:
+                lines.append(report.significance(rows[ours], rows[baseline], split.qrels, self.measure))
+        return "\n\n".join(lines)
+
+    def _rerank_test(self, name: str, stage: str, best: Mapping[str, str]) -> Run:
+        path = self.folder / "best" / f"{stage}.reranked.{name}.tsv"
+        if path.is_file():
+            return self.rerank(path, None, {}, {}, 0, "")
+        reranker = self.load(self.folder / stage / "reranker", "reranker")
+        depth, queries = self.settings.evaluation.rerank_depth, self.split(name).queries
+        return self.rerank(
+            path, reranker, self.hits(best["retriever"], name), queries, depth, f"re-rank {name}"
+        )

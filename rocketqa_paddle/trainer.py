@@ -1,0 +1,317 @@
+"""The one training loop: mixed precision, accumulation, ranks, curves, stop and resume.
+
+Which examples a step sees, its learning rate and its dropout are functions of (seed, step) alone.
+So a run that goes on from `last/` takes the very steps it would have taken, and there is no random
+state to save.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from rocketqa_paddle import checkpoints, distributed
+from rocketqa_paddle.config import OptimizerSettings, StageSettings
+
+Example = TypeVar("Example")
+Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]]
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_MOMENTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # Paddle's names of Adam's state
+_LOG_SECONDS = 10.0
+
+
+class Stopped(RuntimeError):
+    """The user asked the run to stop; its state is saved."""
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line. Only rank 0 writes."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def write(self, **values: Any) -> None:
+        if distributed.is_main():
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 1), **values}) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what `stage` logged after `step`: those steps will be taken again."""
+        if distributed.is_main() and self.path.is_file():
+            keep = [row for row in self.read() if row.get("stage") != stage or row.get("step", 0) <= step]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in keep), encoding="utf-8")
+
+
+class Trainer(Generic[Example]):
+    """Trains some networks together, for one stage of a run.
+
+    Args:
+        stage: its name, in the log and in `last/`.
+        networks: what to train, by name.
+        examples: the training examples; every step takes the next `batch_size` of them a rank, in
+            an order shuffled anew each pass.
+        loss: examples of one rank → named scalars, of which `loss` is minimised.
+        settings: batch size, steps and optimizer.
+        folder: the run's `last/`, where unfinished work is saved.
+        log: the run's curves.
+        rates: factor of the learning rate by network's name, 1 where absent.
+        precision: `fp32`, `bf16` or `fp16` (with loss scaling).
+        seed: of order and dropout.
+        save_minutes: how often to save.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        networks: Mapping[str, nn.Layer],
+        examples: Sequence[Example],
+        loss: Loss,
+        settings: StageSettings,
+        *,
+        folder: str | Path,
+        log: MetricsLog,
+        rates: Mapping[str, float] | None = None,
+        precision: str = "fp32",
+        seed: int = 1,
+        save_minutes: float = 10.0,
+    ) -> None:
+        if not examples:
+            raise ValueError(f"{stage}: no training examples")
+        self.stage, self.networks, self.examples, self.loss, self.settings = (
+            stage,
+            networks,
+            examples,
+            loss,
+            settings,
+        )
+        self.folder, self.log, self.precision, self.seed = Path(folder), log, precision, seed
+        self.save_seconds = 60 * save_minutes
+        global_batch = settings.batch_size * distributed.world_size()
+        self.total_steps = settings.steps or math.ceil(settings.epochs * len(examples) / global_batch)
+        self.step = 0
+        self.parameters = dict(_named_parameters(networks))
+        distributed.broadcast_parameters(self.parameters.values())
+        self.optimizer = make_optimizer(networks, settings.optimizer, rates or {})
+        self.scaler = paddle.amp.GradScaler(enable=precision == "fp16")
+
+    def fit(self) -> None:
+        """Take the remaining steps.
+
+        Raises:
+            FloatingPointError: the loss is not a number; nothing saved before is touched.
+            Stopped: on Ctrl-C or SIGTERM, after saving.
+        """
+        self._resume()
+        for network in self.networks.values():
+            network.train()
+        saved = logged = time.monotonic()
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            desc=self.stage,
+            unit=" steps",
+            disable=not distributed.is_main(),
+        )
+        with bar, _stop_requests() as stop:
+            while self.step < self.total_steps:
+                values = self._take_step()
+                bar.update()
+                now = time.monotonic()
+                if now - logged > _LOG_SECONDS or self.step in (1, self.total_steps):
+                    logged = now
+                    self.log.write(stage=self.stage, step=self.step, **values)
+                    bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+                if stop.is_set() or now - saved > self.save_seconds:
+                    saved = now
+                    self.save()
+                if stop.is_set():
+                    raise Stopped(f"{self.stage}, step {self.step} of {self.total_steps}")
+        for network in self.networks.values():
+            network.eval()
+
+    def _take_step(self) -> dict[str, float]:
+        """One optimizer step; returns what to log."""
+        rate = learning_rate(self.step, self.total_steps, self.settings.optimizer)
+        paddle.seed(_hash(self.seed, self.stage, self.step, distributed.rank()))
+        values = self._backward(self._batch(self.step))
+        self.step += 1
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"{self.stage}, step {self.step}: the loss is {values['loss']}; lower the learning rate"
+                + (" or set precision=bf16" if self.precision == "fp16" else "")
+                + f". The last saved state is in {self.folder}"
+            )
+        distributed.average_gradients(self.parameters.values())
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.optimizer.clip_norm)
+        self.optimizer.set_lr(rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.clear_grad(set_to_zero=False)
+        return {**values, "learning_rate": rate, "gradient_norm": float(norm)}
+
+    def _backward(self, batch: list[Example]) -> dict[str, float]:
+        """Accumulate the gradient of the batch's mean loss, part by part."""
+        parts = self.settings.accumulate
+        size = len(batch) // parts
+        values: dict[str, float] = {}
+        for start in range(0, len(batch), size):
+            with paddle.amp.auto_cast(
+                enable=self.precision != "fp32", dtype=_DTYPES[self.precision], level="O1"
+            ):
+                losses = self.loss(batch[start : start + size])
+            self.scaler.scale(losses["loss"] / parts).backward()
+            for name, value in losses.items():
+                values[name] = values.get(name, 0.0) + float(value) / parts
+        return values
+
+    def _batch(self, step: int) -> list[Example]:
+        """This rank's examples of a step: its share of the next rows of an endless shuffled stream."""
+        ranks, size, count = distributed.world_size(), self.settings.batch_size, len(self.examples)
+        first = (step * ranks + distributed.rank()) * size
+        return [self.examples[self._order(row // count)[row % count]] for row in range(first, first + size)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng(_hash(self.seed, self.stage, epoch)).permutation(
+                len(self.examples)
+            )
+        return self._permutation
+
+    # Stop and resume --------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write `last/`: parameters, optimizer and where the stage is. Rank 0 only."""
+        if not distributed.is_main():
+            return
+        with checkpoints.replacing(self.folder) as new:
+            save_file(
+                {name: p.numpy() for name, p in self.parameters.items()}, new / "parameters.safetensors"
+            )
+            save_file(self._optimizer_arrays(), new / "optimizer.safetensors")
+            state = {
+                "stage": self.stage,
+                "step": self.step,
+                "total_steps": self.total_steps,
+                "examples": len(self.examples),
+                "loss_scale": float(self.scaler.state_dict().get("scale", 1.0))
+                if self.precision == "fp16"
+                else None,
+            }
+            (new / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    def _resume(self) -> None:
+        """Go on from `last/` if it holds this stage."""
+        path = self.folder / "state.json"
+        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if state.get("stage") != self.stage:
+            return
+        for name, ours in {"total_steps": self.total_steps, "examples": len(self.examples)}.items():
+            if state[name] != ours:
+                raise ValueError(
+                    f"{path}: {name} was {state[name]}, is now {ours}: go on with the settings and the number of "
+                    "processes the run began with, or remove the folder"
+                )
+        checkpoints.load_arrays_into(self.parameters, load_file(self.folder / "parameters.safetensors"), path)
+        moments = load_file(self.folder / "optimizer.safetensors")
+        by_name = {f"{p.name}_{m}": f"{name}.{m}" for name, p in self.parameters.items() for m in _MOMENTS}
+        self.optimizer.set_state_dict(
+            {theirs: paddle.to_tensor(moments[ours]) for theirs, ours in by_name.items() if ours in moments}
+        )
+        if self.precision == "fp16":
+            self.scaler.load_state_dict(
+                {**self.scaler.state_dict(), "scale": np.array([state["loss_scale"]], "float32")}
+            )
+        self.step = state["step"]
+        self.log.rewind(self.stage, self.step)
+
+    def _optimizer_arrays(self) -> dict[str, np.ndarray]:
+        """Adam's state under our parameter names: Paddle's own change from one process to the next."""
+        state = self.optimizer.state_dict()
+        return {
+            f"{name}.{moment}": state[f"{p.name}_{moment}"].numpy()
+            for name, p in self.parameters.items()
+            for moment in _MOMENTS
+            if f"{p.name}_{moment}" in state
+        }
+
+
+def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> float:
+    """The rate of a step (from 0): linear growth, then linear decay to 0 or constant."""
+    warmup = round(settings.warmup_share * total_steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.decay == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * (total_steps - step) / max(1, total_steps - warmup)
+
+
+def make_optimizer(
+    networks: Mapping[str, nn.Layer], settings: OptimizerSettings, rates: Mapping[str, float]
+) -> paddle.optimizer.Optimizer:
+    """AdamW over all networks, with a factor of the rate for each; no decay on biases and layer norms."""
+    decayed = {
+        weight.name
+        for network in networks.values()
+        for layer in network.sublayers(include_self=True)
+        if isinstance(layer, nn.Linear | nn.Embedding)
+        for weight in [layer.weight]
+    }
+    groups = [
+        {"params": network.parameters(), "learning_rate": rates.get(name, 1.0)}
+        for name, network in networks.items()
+    ]
+    return paddle.optimizer.AdamW(
+        learning_rate=settings.learning_rate,
+        parameters=groups,
+        weight_decay=settings.weight_decay,
+        apply_decay_param_fun=decayed.__contains__,
+    )
+
+
+def _named_parameters(networks: Mapping[str, nn.Layer]) -> Iterator[tuple[str, Tensor]]:
+    for network_name, network in networks.items():
+        for name, parameter in network.named_parameters():
+            yield f"{network_name}.{name}", parameter
+
+
+def _hash(*parts: Any) -> int:
+    """A 31-bit seed from anything printable, the same in every process and on every day."""
+    return zlib.crc32(repr(parts).encode()) & 0x7FFFFFFF
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a step in progress is finished first."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

