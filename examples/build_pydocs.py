@@ -5,7 +5,8 @@ and the qualified name is the passage's title. A docstring too short to cut in t
 without a query. Sources are parsed, never imported, so nothing runs and nothing is downloaded.
 
     python examples/build_pydocs.py                  # the standard library
-    python examples/build_pydocs.py --installed      # and the installed packages
+    python examples/build_pydocs.py --installed scipy numpy     # and two installed packages
+    python examples/build_pydocs.py --installed      # and all of them
 
 The folder it writes:
 
@@ -31,7 +32,7 @@ import sysconfig
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import cleandoc
 from itertools import count
@@ -81,6 +82,7 @@ class Sources:
     """What the files gave: docstrings as (name, docstring), and the files that do not parse."""
 
     docs: list[tuple[str, str]] = field(default_factory=list)
+    names_of_first_root: set[str] = field(default_factory=set)
     files: int = 0
     unreadable: list[str] = field(default_factory=list)
 
@@ -123,8 +125,9 @@ def source_files(root: Path) -> Iterator[Path]:
 
 
 def module_parts(root: Path, path: Path) -> tuple[str, ...]:
-    """`os/path.py` -> ("os", "path"); a package is named after its folder."""
-    parts = path.relative_to(root).with_suffix("").parts
+    """`os/path.py` -> ("os", "path"); a package is named after its folder, and so is a root that is one."""
+    base = root.parent if (root / "__init__.py").is_file() else root
+    parts = path.relative_to(base).with_suffix("").parts
     return parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
 
 
@@ -168,6 +171,7 @@ def read_sources(roots: Iterable[Path]) -> Sources:
                 continue
             sources.files += 1
             sources.docs += topic_entries(tree) if parts == TOPICS else documented(tree, ".".join(parts))
+        sources.names_of_first_root = sources.names_of_first_root or {name for name, _ in sources.docs}
     return sources
 
 
@@ -271,11 +275,16 @@ def assign_splits(items: Iterable[Item]) -> dict[str, str]:
     return chosen
 
 
-def sample(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
-    """At most `limit` items in their order: always the same ones, from every module alike."""
+def sample(items: Sequence[Item], limit: int | None, first: Container[str]) -> Sequence[Item]:
+    """At most `limit` items in their order: always the same ones.
+
+    Those named in `first` (the standard library) come before the rest, which the questions do not ask
+    for, and of the rest those with a query; among equals, a fixed draw from every module alike.
+    """
     if limit is None:
         return items
-    chosen = set(sorted((item.name for item in items), key=digest)[:limit])
+    ranked = sorted(items, key=lambda item: (item.name not in first, not item.query, digest(item.name)))
+    chosen = {item.name for item in ranked[:limit]}
     return [item for item in items if item.name in chosen]
 
 
@@ -381,7 +390,7 @@ def build(
     sources = read_sources(roots)
     every = drop_repeats(make_item(name, docstring) for name, docstring in sources.docs)
     splits = assign_splits(every)
-    items = sample(every, max_passages)
+    items = sample(every, max_passages, sources.names_of_first_root)
     if not any(item.query for item in items):
         raise ValueError(
             f"No docstring of two sentences or more among {sources.files} files under "
@@ -402,17 +411,33 @@ def check(roots: Iterable[Path], max_passages: int | None) -> None:
         raise ValueError(f"--max-passages is {max_passages}. Give 1 or more, or leave it out to keep all.")
 
 
-def python_roots(installed: bool) -> list[Path]:
-    """The standard library of this Python and, if asked for, its installed packages."""
-    names = ["stdlib"] + ["purelib", "platlib"] * installed
-    return list(dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in names))
+def python_roots(packages: Sequence[str] | None) -> list[Path]:
+    """The standard library of this Python, and installed packages: those named, or all if none is named."""
+    stdlib, *site = (Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
+    if packages is None:
+        return [stdlib]
+    site = list(dict.fromkeys(site))
+    return [stdlib, *(package_folder(name, site) for name in packages)] if packages else [stdlib, *site]
+
+
+def package_folder(name: str, site: Iterable[Path]) -> Path:
+    """Where an installed package lives."""
+    for folder in site:
+        if (folder / name / "__init__.py").is_file():
+            return folder / name
+    raise ValueError(f"No package {name} is installed. Install it, or leave it out of --installed.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Build from the command line."""
     parser = argparse.ArgumentParser(description="Build a retrieval collection from Python's own docstrings.")
     parser.add_argument("--out", type=Path, default=Path("data/pydocs"), help="folder (default: %(default)s)")
-    parser.add_argument("--installed", action="store_true", help="read the installed packages as well")
+    parser.add_argument(
+        "--installed",
+        nargs="*",
+        metavar="PACKAGE",
+        help="read these installed packages as well; without names, all",
+    )
     parser.add_argument("--questions", type=Path, default=QUESTIONS, help="the natural questions")
     parser.add_argument("--max-passages", type=int, metavar="N", help="keep a sample of N passages")
     options = parser.parse_args(arguments)

@@ -128,7 +128,7 @@ def search(
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle import checkpoints, formats, retrieval
-    from rocketqa_paddle.index import VectorIndex
+    from rocketqa_paddle.index import VectorIndex, read_texts
 
     wanted = _queries(query, queries, output)
     folder = Path(checkpoint)
@@ -145,8 +145,7 @@ def search(
     encoded = retrieval.encode_queries(model, [q.text for q in wanted.values()])
     run = retrieval.search(vectors, encoded, list(wanted), max(k, depth) if reranker else k)
     found = {hit.passage_id for hits in run.values() for hit in hits}
-    stored = formats.read_passages(Path(index) / "para.txt", Path(index) / "para.title.txt")
-    passages = {passage.id: passage for passage in stored if passage.id in found}
+    passages = read_texts(index, found)
     if reranker:
         run = retrieval.rerank(
             checkpoints.load(reranker, kind=CROSS), run, passages, wanted, depth, progress=""
@@ -160,9 +159,8 @@ def search(
         print(f"\n{wanted[query_id].text}")
         for hit in hits:
             passage = passages[hit.passage_id]
-            print(
-                f"{hit.rank:3d}. {passage.title or passage.id}  ({hit.score:.2f})\n     {_short(passage.text)}"
-            )
+            print(f"{hit.rank:3d}. {passage.title or passage.id}  ({hit.score:.2f})")
+            print(f"     {_short(passage.text)}")
 
 
 def rerank(

@@ -5,6 +5,7 @@ The docstring under a field is its help text on the command line.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -129,6 +130,9 @@ class WarmupSettings(StageSettings):
     """Training queries to use; all of them when empty. 0 leaves the warm-up out."""
     negatives: int = 5
     """Re-ranker only: negatives a list, drawn at random from the warmed-up retriever's candidates."""
+    easy_negatives: int = 0
+    """Re-ranker only: draw this many of the negatives from the whole corpus instead. An encoder that never
+    read pairs learns little from hard negatives alone."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,15 @@ class EvaluationSettings:
     """Passages retrieved a query."""
     rerank_depth: int = 20
     """Passages re-ranked a query."""
+    start: bool = True
+    """Measure the start weights too, which takes one more pass over the corpus."""
     bm25: bool = False
     """Add BM25 as a yardstick (needs the package bm25s)."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, depth=self.depth, rerank_depth=self.rerank_depth, measures=len(self.measures))
+        if self.bm25 and importlib.util.find_spec("bm25s") is None:
+            raise ValueError("evaluation.bm25 needs the package bm25s: pip install bm25s, or set it to false")
 
 
 @dataclass(frozen=True)
@@ -239,3 +250,9 @@ class RocketQAv2Settings(RunSettings):
     """Listwise training of the re-ranker on the warmed-up retriever's candidates."""
     joint: JointSettings = field(default_factory=JointSettings)
     """Joint training."""
+
+    def __post_init__(self) -> None:
+        if "pseudo" in self.joint.groups.sources and self.data.unlabelled is None:
+            raise ValueError(
+                "joint.groups.sources has 'pseudo', which needs unlabelled queries: set data.unlabelled"
+            )

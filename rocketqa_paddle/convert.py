@@ -112,7 +112,7 @@ def read_huggingface(folder: str | Path) -> EncoderWeights:
     for name in ("config.json", "model.safetensors", "vocab.txt"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder / name}: not there; a Hugging Face folder needs config.json, model.safetensors and vocab.txt"
+                f"{folder / name}: not there; a Hugging Face folder has config.json, model.safetensors, vocab.txt"
             )
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if values.get("model_type") not in ("bert", "ernie"):

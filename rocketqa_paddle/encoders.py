@@ -51,6 +51,7 @@ class DualEncoder(nn.Layer):
 
     @property
     def shared(self) -> bool:
+        """Whether both sides have one tower."""
         return self.query is self.passage
 
     def encode_queries(self, batch: Batch) -> Tensor:

@@ -70,7 +70,7 @@ class Attention(nn.Layer):
         self.query, self.key, self.value, self.output = (nn.Linear(size, size) for _ in range(4))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        # x: [B, L, H]; mask: [B, L], 0 for a token and MASKED for padding, or None without padding
+        """`x` is `[B, L, H]`; `mask` `[B, L]`: 0 for a token, `MASKED` for padding; or None."""
         heads = [0, 0, self.num_heads, self.head_size]
         q, k, v = (layer(x).reshape(heads) for layer in (self.query, self.key, self.value))  # [B, L, A, D]
         dropout = self.dropout if self.training else 0.0
@@ -116,6 +116,7 @@ class Block(nn.Layer):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """States `[B, L, H]` in, states out; `mask` as for `Attention`."""
         x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
         return self.ffn_norm(x + self.dropout(self.ffn_out(self.activation(self.ffn_in(x)))))
 

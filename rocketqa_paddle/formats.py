@@ -615,13 +615,17 @@ def read_collection(folder: FilePath, splits: Sequence[str]) -> Collection:
     a relevant passage.
     """
     folder = Path(folder)
-    if not _find(folder, "para.txt"):
-        if _find(folder, "corpus.jsonl"):
-            return read_beir(folder, splits)
-        given = f"it has {_names_near(folder / 'para.txt')}" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(
-            f"{folder}: expected a collection, with para.txt (RocketQA) or corpus.jsonl (BEIR); {given}"
-        )
+    if _find(folder, "para.txt"):
+        return _read_rocketqa(folder, splits)
+    if _find(folder, "corpus.jsonl"):
+        return read_beir(folder, splits)
+    given = f"it has {_names_near(folder / 'para.txt')}" if folder.is_dir() else "there is no such folder"
+    raise FileNotFoundError(
+        f"{folder}: expected a collection, with para.txt (RocketQA) or corpus.jsonl (BEIR); {given}"
+    )
+
+
+def _read_rocketqa(folder: Path, splits: Sequence[str]) -> Collection:
     corpus, titles = _need(folder, "para.txt"), _find(folder, "para.title.txt")
     asked = {split: _need(folder, f"{split}.query.txt") for split in splits}
     judged = {split: _find(folder, f"qrels.{split}.tsv") for split in splits}
@@ -630,8 +634,7 @@ def read_collection(folder: FilePath, splits: Sequence[str]) -> Collection:
         split: _split(path, _keyed(path, "query", read_queries(path)), labels.get(split))
         for split, path in asked.items()
     }
-    passages = _corpus(corpus, read_passages(corpus, titles), labels)
-    return Collection(passages, checked)
+    return Collection(_corpus(corpus, read_passages(corpus, titles), labels), checked)
 
 
 def read_beir(folder: FilePath, splits: Sequence[str]) -> Collection:
@@ -750,7 +753,7 @@ def _atomic_writer(path: FilePath) -> Iterator[TextIO]:
     try:
         with opener(temporary, "wt", encoding="utf-8", newline="\n") as stream:
             yield stream
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

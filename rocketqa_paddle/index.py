@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import faiss
 import numpy as np
+
+from rocketqa_paddle.records import Passage
 
 FORMAT_VERSION = 1
 
@@ -35,10 +37,11 @@ class VectorIndex:
 
     @property
     def dimension(self) -> int:
+        """Hidden units of a vector."""
         return self._index.d
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores `[queries, k]` and row numbers `[queries, k]`, best first; fewer where the index is smaller."""
+        """Scores and row numbers, each `[queries, k]`, best first; fewer where the index is smaller."""
         if queries.shape[1] != self.dimension:
             raise ValueError(
                 f"queries have {queries.shape[1]} dimensions, the index {self.dimension}: "
@@ -92,3 +95,26 @@ class VectorIndex:
                 "the folder is damaged, build the index again"
             )
         return index
+
+
+def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:
+    """Keep the passages beside their vectors, as JSON lines: any text at all comes back as it was."""
+    with open(Path(folder) / "passages.jsonl", "w", encoding="utf-8") as file:
+        for passage in passages:
+            file.write(json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False) + "\n")
+
+
+def read_texts(folder: str | Path, ids: Container[str]) -> dict[str, Passage]:
+    """The passages of an index folder that have one of these ids.
+
+    Raises:
+        FileNotFoundError: the folder keeps no texts.
+    """
+    path = Path(folder) / "passages.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: not there; make the index with `rocketqa index`, which keeps the texts"
+        )
+    with open(path, encoding="utf-8") as file:
+        passages = (Passage(*json.loads(line)) for line in file)
+        return {passage.id: passage for passage in passages if passage.id in ids}

@@ -31,6 +31,7 @@ class MiningReport:
     """Unlabelled queries left out: the re-ranker accepts none of their candidates."""
 
     def count(self, source: Source) -> None:
+        """Note one more group."""
         self.groups[source] = self.groups.get(source, 0) + 1
 
     def __str__(self) -> str:
@@ -72,16 +73,26 @@ class Miner:
         self._random = random.Random(seed)
         self._ids: Sequence[str] = list(passages)
 
-    def undenoised(self, queries: Iterable[Query], candidates: Run, *, skip: int = 0) -> Iterator[Group]:
+    def undenoised(
+        self, queries: Iterable[Query], candidates: Run, *, skip: int = 0, easy: int = 0
+    ) -> Iterator[Group]:
         """Negatives at random from the candidates, however good they may be.
 
-        `skip` leaves out so many of the best. Too few candidates are filled up from the whole
-        corpus, and counted.
+        Args:
+            queries: labelled queries.
+            candidates: what the retriever found for them. Too few are filled up from the whole
+                corpus, and counted.
+            skip: leave out so many of the best candidates.
+            easy: so many of the negatives come from the whole corpus on purpose.
         """
+        hard = self.negatives - easy
+        if hard < 0:
+            raise ValueError(f"{easy} easy negatives, but only {self.negatives} negatives in all")
         for query in queries:
             hits = candidates.get(query.id, [])[skip:]
             pool = self._without_positives(query, (hit.passage_id for hit in hits))
-            drawn = self._random.sample(pool, min(self.negatives, len(pool)))
+            drawn = self._random.sample(pool, min(hard, len(pool)))
+            self.report.filled += hard - len(drawn)
             yield self._group(query, self._positive(query), self._fill_up(query, drawn), "random")
 
     def denoised(self, queries: Iterable[Query], scored: Run, *, below: float) -> Iterator[Group]:
@@ -99,7 +110,7 @@ class Miner:
                 yield self._group(query, self._positive(query), drawn, "denoised")
 
     def pseudo(self, queries: Iterable[Query], scored: Run, *, below: float, above: float) -> Iterator[Group]:
-        """Unlabelled queries: the best candidate over `above` is the positive, those under `below` negatives.
+        """Unlabelled queries: the best candidate is the positive, if over `above`; those under `below` negatives.
 
         A query that lacks either is left out, and counted.
         """
@@ -135,14 +146,13 @@ class Miner:
         taken = {*drawn, *(i for i, relevance in self.qrels[query.id].items() if relevance > 0)}
         if len(self._ids) - len(taken) < self.negatives - len(drawn):
             raise ValueError(
-                f"query {query.id}: {self.negatives} negatives wanted, but only {len(self._ids)} passages exist "
-                f"and {len(taken) - len(drawn)} of them are positives: lower the number of negatives"
+                f"query {query.id}: {self.negatives} negatives wanted, but of {len(self._ids)} passages "
+                f"{len(taken) - len(drawn)} are positives: lower the number of negatives"
             )
         while len(drawn) < self.negatives:
             if (passage_id := self._random.choice(self._ids)) not in taken:
                 drawn.append(passage_id)
                 taken.add(passage_id)
-                self.report.filled += 1
         return drawn
 
     def _group(self, query: Query, positive: str, negatives: Sequence[str], source: Source) -> Group:
@@ -164,6 +174,7 @@ class Calibration:
     offset: float = 0.0
 
     def probability(self, score: float) -> float:
+        """Of relevance, for a score of the re-ranker."""
         return float(expit(self.slope * score + self.offset))
 
     @classmethod

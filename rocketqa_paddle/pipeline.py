@@ -6,9 +6,13 @@ on where it was. All ranks compute; rank 0 writes.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rocketqa_paddle import checkpoints, distributed, formats, metrics, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint
@@ -16,6 +20,9 @@ from rocketqa_paddle.config import RunSettings, StageSettings
 from rocketqa_paddle.records import Collection, Group, Hit, Query, Run, Split
 from rocketqa_paddle.retrieval import CorpusIndex
 from rocketqa_paddle.trainer import Loss, MetricsLog, Trainer
+
+# Settings that change how a run is computed, not what comes out.
+_MAY_CHANGE = {"output", "encode_batch", "save_minutes", "use_cuda", "evaluation.bm25"}
 
 
 class Pipeline:
@@ -32,8 +39,11 @@ class Pipeline:
         self.settings, self.folder = settings, Path(settings.output)
         metrics.parse_measures(settings.evaluation.measures)
         self.collection = load_collection(settings)
-        self.passages, self.train = self.collection.passages, self.collection.splits[settings.data.train]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.passages, self.train_split = (
+            self.collection.passages,
+            self.collection.splits[settings.data.train],
+        )
+        claim_folder(settings)
         self.log = MetricsLog(self.folder / "metrics.jsonl")
 
     @property
@@ -42,6 +52,7 @@ class Pipeline:
         return self.settings.evaluation.measures[0]
 
     def split(self, name: str) -> Split:
+        """Queries and judgements of a split."""
         return self.collection.splits[name]
 
     def say(self, text: str) -> None:
@@ -76,10 +87,10 @@ class Pipeline:
 
     def draw_queries(self, first: int, count: int | None) -> dict[str, Query]:
         """Training queries `first` to `first + count` of an endless shuffled round; None: all of them."""
-        ids = sorted(self.train.queries)
+        ids = sorted(self.train_split.queries)
         random.Random(self.settings.seed).shuffle(ids)
         count = len(ids) if count is None else min(count, len(ids))
-        return {i: self.train.queries[i] for i in (ids[(first + n) % len(ids)] for n in range(count))}
+        return {i: self.train_split.queries[i] for i in (ids[(first + n) % len(ids)] for n in range(count))}
 
     # Retrieval and re-ranking -------------------------------------------------------------------
 
@@ -121,6 +132,7 @@ class Pipeline:
             index.save(self.folder / "best" / "index", checkpoints.digest(self.folder / "best" / "retriever"))
 
     def hits_path(self, stage: str, name: str) -> Path:
+        """Where `hits` are kept."""
         return self.folder / stage / f"hits.{name}.tsv"
 
     def hits(self, stage: str, name: str) -> Run:
@@ -236,6 +248,41 @@ class Pipeline:
             return metrics.evaluate(qrels, formats.read_run(path(stage)), [self.measure])[self.measure]
 
         return max(stages, key=value)
+
+
+def claim_folder(settings: RunSettings) -> None:
+    """Write the settings to the run folder's `config.yaml`, or see that they are those it was begun with.
+
+    Raises:
+        ValueError: the folder holds a run with other settings; names each.
+    """
+    path = Path(settings.output) / "config.yaml"
+    ours = _flat(dataclasses.asdict(settings))
+    if path.is_file():
+        theirs = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        changed = sorted(
+            key
+            for key in ours.keys() | theirs.keys()
+            if ours.get(key) != theirs.get(key) and key not in _MAY_CHANGE
+        )
+        if changed:
+            raise ValueError(
+                f"{path}: this run was begun with other settings ("
+                + ", ".join(f"{key}: {theirs.get(key)}, now {ours.get(key)}" for key in changed)
+                + "): go on with those, or choose another --output"
+            )
+    if distributed.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False), encoding="utf-8")
+    distributed.barrier()
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def load_collection(settings: RunSettings) -> Collection:

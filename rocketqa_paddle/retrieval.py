@@ -9,19 +9,21 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from rocketqa_paddle import distributed, formats
+from rocketqa_paddle import distributed
 from rocketqa_paddle.batching import Batch, collate, length_buckets
 from rocketqa_paddle.checkpoints import Checkpoint, replacing
-from rocketqa_paddle.index import VectorIndex
-from rocketqa_paddle.records import Collection, Hit, Passage, Query, Run
+from rocketqa_paddle.index import VectorIndex, write_texts
+from rocketqa_paddle.records import Hit, Passage, Query, Run
 from rocketqa_paddle.tokenization import Packed
 
 _CHUNK = 32768  # rows that are tokenised together: enough to sort by length, little enough to hold
 _QUERY_BLOCK = 1024  # queries searched together
 
 
-def encode_queries(checkpoint: Checkpoint, queries: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
-    """Vectors `[queries, hidden]`, float32."""
+def encode_queries(
+    checkpoint: Checkpoint, queries: Sequence[str], *, batch_size: int = 64, progress: str = ""
+) -> np.ndarray:
+    """Vectors `[queries, hidden]`, float32. `progress` names the bar; without it there is none."""
     tokenizer, length = checkpoint.tokenizer, checkpoint.lengths["query"]
     return _infer(
         checkpoint,
@@ -29,7 +31,7 @@ def encode_queries(checkpoint: Checkpoint, queries: Sequence[str], *, batch_size
         checkpoint.network.encode_queries,
         len(queries),
         batch_size,
-        "queries",
+        progress,
     )
 
 
@@ -152,7 +154,7 @@ class CorpusIndex:
         if distributed.is_main():
             with replacing(folder) as new:
                 VectorIndex(np.concatenate(parts), list(self._passages), model).save(new)
-                formats.write_collection(new, Collection(self._passages, {}))
+                write_texts(new, self._passages.values())
         distributed.barrier()
 
 
@@ -218,17 +220,9 @@ def rerank(
 
 
 def bm25(passages: Mapping[str, Passage], queries: Mapping[str, Query], k: int) -> Run:
-    """The `k` best passages of every query by BM25 over title and text, for comparison. Needs bm25s.
+    """The `k` best passages of every query by BM25 over title and text, for comparison. Needs bm25s."""
+    import bm25s
 
-    Raises:
-        ValueError: bm25s is not installed.
-    """
-    try:
-        import bm25s
-    except ImportError:
-        raise ValueError(
-            "BM25 needs the package bm25s: pip install bm25s, or set evaluation.bm25=false"
-        ) from None
     ids = list(passages)
     tokens = bm25s.tokenize(
         [f"{passages[i].title} {passages[i].text}" for i in ids], stopwords="en", show_progress=False

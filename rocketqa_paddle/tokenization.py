@@ -132,7 +132,7 @@ def read_vocab(path: str | Path) -> dict[str, int]:
                 vocab[token.strip()] = int(index[0]) if index else number
             except ValueError:
                 raise ValueError(
-                    f"{path}:{number + 1}: {index[0]!r} is no id; a line is a token, or a token, TAB and its id"
+                    f"{path}:{number + 1}: {index[0]!r} is no id; a line is a token, or token TAB id"
                 ) from None
     return vocab
 

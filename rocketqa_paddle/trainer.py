@@ -14,7 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +29,7 @@ from rocketqa_paddle.config import OptimizerSettings, StageSettings
 
 Example = TypeVar("Example")
 Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]]
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _MOMENTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # Paddle's names of Adam's state
 _LOG_SECONDS = 10.0
 
@@ -45,11 +45,13 @@ class MetricsLog:
         self.path = Path(path)
 
     def write(self, **values: Any) -> None:
+        """Add a line with the time and these values."""
         if distributed.is_main():
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 1), **values}) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
+        """All lines so far."""
         if not self.path.is_file():
             return []
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
@@ -175,14 +177,17 @@ class Trainer(Generic[Example]):
         size = len(batch) // parts
         values: dict[str, float] = {}
         for start in range(0, len(batch), size):
-            with paddle.amp.auto_cast(
-                enable=self.precision != "fp32", dtype=_DTYPES[self.precision], level="O1"
-            ):
+            with self._arithmetic():
                 losses = self.loss(batch[start : start + size])
             self.scaler.scale(losses["loss"] / parts).backward()
             for name, value in losses.items():
                 values[name] = values.get(name, 0.0) + float(value) / parts
         return values
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return paddle.amp.auto_cast(dtype=_DTYPES[self.precision], level="O1")
 
     def _batch(self, step: int) -> list[Example]:
         """This rank's examples of a step: its share of the next rows of an endless shuffled stream."""
@@ -229,7 +234,7 @@ class Trainer(Generic[Example]):
         for name, ours in {"total_steps": self.total_steps, "examples": len(self.examples)}.items():
             if state[name] != ours:
                 raise ValueError(
-                    f"{path}: {name} was {state[name]}, is now {ours}: go on with the settings and the number of "
+                    f"{path}: {name} was {state[name]}, is now {ours}: go on with the settings and number of "
                     "processes the run began with, or remove the folder"
                 )
         checkpoints.load_arrays_into(self.parameters, load_file(self.folder / "parameters.safetensors"), path)

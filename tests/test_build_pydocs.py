@@ -45,7 +45,7 @@ def lonely():
     """Say a single sentence only."""
 
 def café():
-    """Brew a cup of café crème. Der Kaffee wird heiß serviert — mit Zucker,\\u2028Milch und\\ttabs \\ud800."""
+    """Brew café crème. Der Kaffee wird heiß serviert — mit Zucker,\\u2028Milch und\\ttabs \\ud800."""
 
 def _hidden():
     """Hide from every reader of this. Private functions do not enter the collection at any time at all."""
@@ -248,6 +248,16 @@ def test_max_passages_keeps_a_sample_with_the_same_splits(script, tmp_path):
         assert pairs(tmp_path / "few", split).items() <= pairs(tmp_path / "all", split).items()
 
 
+def test_max_passages_prefers_the_first_root_and_pairs(script, tmp_path):
+    first = write_tree(tmp_path / "first", {"alpha.py": ALPHA})
+    second = write_tree(tmp_path / "second", many_modules(20))
+    alone = script.build([first], tmp_path / "alone")
+    titles = {row[1] for row in rows(tmp_path / "alone" / "para.title.txt")}
+    both = script.build([first, second], tmp_path / "both", max_passages=alone.passages + 4)
+    assert titles < {row[1] for row in rows(tmp_path / "both" / "para.title.txt")}
+    assert sum(both.pairs.values()) == sum(alone.pairs.values()) + 4
+
+
 def test_natural_questions(script, tree, tmp_path):
     questions = tmp_path / "questions.tsv"
     questions.write_text(
@@ -312,3 +322,16 @@ def test_the_questions_file_is_well_formed(script):
     assert len(questions) >= 100
     assert len({question for question, _ in questions}) == len(questions)
     assert all(len(names) == len(set(names)) for _, names in questions)
+
+
+def test_a_package_as_root_keeps_its_name(script, tmp_path):
+    root = write_tree(tmp_path / "site", {"box/__init__.py": "", "box/alpha.py": ALPHA})
+    script.build([root / "box"], tmp_path / "out")
+    titles = {row[1] for row in rows(tmp_path / "out" / "para.title.txt")}
+    assert titles
+    assert all(title.startswith("box.") for title in titles)
+
+
+def test_a_package_that_is_not_installed_is_named(script):
+    with pytest.raises(ValueError, match="no_such_package"):
+        script.python_roots(["no_such_package"])

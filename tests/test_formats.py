@@ -382,7 +382,7 @@ def test_dpr_refused(write: Write, content: str, line: int, parts: list[str]) ->
 
 @pytest.mark.usefixtures("chunk_size")
 def test_dpr_cut_anywhere(write: Write) -> None:
-    """Wherever the text in memory ends, in a literal or an escape too, the rest is read before the object is."""
+    """Wherever the text in memory ends, in a literal or an escape too, the rest is read first."""
     texts = ["é\\\n" * count for count in range(1, 40)]
     objects = [
         {"question": text, "positive_ctxs": [context(1, ok=True, no=None)], "n": 1e-07} for text in texts

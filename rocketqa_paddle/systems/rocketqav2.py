@@ -20,7 +20,7 @@ from rocketqa_paddle.records import Group, Query, Run
 from rocketqa_paddle.report import Row
 from rocketqa_paddle.scoring import passage_vectors, query_vectors, reranker_scores, retriever_scores
 
-WARMUP = "warm-up"
+START, WARMUP = "start", "warm-up"
 
 
 def train(settings: RocketQAv2Settings) -> None:
@@ -49,7 +49,8 @@ class JointRun(Pipeline):
 
     def train(self) -> None:
         """Every stage in turn, then the report."""
-        self._evaluate_start()
+        if self.settings.evaluation.start:
+            self._search(START, self.start_retriever(), following=[])
         retriever = self.warm_up_retriever()
         self._search(WARMUP, retriever, following=["reranker", *self.rounds[:1]])
         reranker = self.warm_up_reranker()
@@ -62,9 +63,6 @@ class JointRun(Pipeline):
             self.rerank_dev(stage, reranker, candidates=WARMUP)
         best = self.save_best()
         self.report(best)
-
-    def _evaluate_start(self) -> None:
-        self._search("start", self.start_retriever(), following=[])
 
     def _search(self, stage: str, retriever: Checkpoint, following: Sequence[str]) -> None:
         """Search for the evaluation and for the training that follows."""
@@ -80,7 +78,7 @@ class JointRun(Pipeline):
         retriever = self.start_retriever()
 
         def groups() -> list[Group]:
-            miner = Miner(self.passages, self.train.qrels, 0, self.settings.seed)
+            miner = Miner(self.passages, self.train_split.qrels, 0, self.settings.seed)
             return list(miner.undenoised(self.queries["retriever"].values(), {}))
 
         def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
@@ -95,10 +93,14 @@ class JointRun(Pipeline):
 
         def groups() -> list[Group]:
             miner = Miner(
-                self.passages, self.train.qrels, self.settings.warmup_reranker.negatives, self.settings.seed
+                self.passages,
+                self.train_split.qrels,
+                self.settings.warmup_reranker.negatives,
+                self.settings.seed,
             )
             candidates = self.hits(WARMUP, "train.reranker")
-            return list(miner.undenoised(self.queries["reranker"].values(), candidates))
+            easy = self.settings.warmup_reranker.easy_negatives
+            return list(miner.undenoised(self.queries["reranker"].values(), candidates, easy=easy))
 
         def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
             return {"loss": losses.listwise_cross_entropy(reranker_scores(reranker, batch))}
@@ -141,7 +143,7 @@ class JointRun(Pipeline):
         s, queries = self.settings.joint.groups, self.queries[stage]
         candidates = self.hits(before, f"train.{stage}")
         miner = Miner(
-            self.passages, self.train.qrels, s.negatives, self.settings.seed + self.rounds.index(stage)
+            self.passages, self.train_split.qrels, s.negatives, self.settings.seed + self.rounds.index(stage)
         )
         groups: list[Group] = []
         if "random" in s.sources:
@@ -157,12 +159,7 @@ class JointRun(Pipeline):
         return groups
 
     def _pseudo_groups(self, before: str, stage: str, miner: Miner, reranker: Checkpoint) -> list[Group]:
-        s, split = self.settings.joint.groups, self.settings.data.unlabelled
-        if split is None:
-            raise ValueError(
-                "joint.groups.sources has 'pseudo', which needs data.unlabelled: name a split of queries"
-            )
-        queries = self.split(split).queries
+        s, queries = self.settings.joint.groups, self.split(self.settings.data.unlabelled).queries
         scored = self._score_candidates(
             stage, "unlabelled", reranker, self.hits(before, "unlabelled"), queries
         )
@@ -173,7 +170,7 @@ class JointRun(Pipeline):
     ) -> Run:
         """The current re-ranker's scores of all candidates and labelled positives."""
         path = self.folder / stage / f"scored.{name}.tsv"
-        run = with_positives(candidates, self.train, queries)
+        run = with_positives(candidates, self.train_split, queries)
         depth = max(map(len, run.values()))
         return self.rerank(path, reranker, run, queries, depth, f"{stage}: score candidates")
 
@@ -182,7 +179,7 @@ class JointRun(Pipeline):
         others: list[float] = []
         for query_id, hits in scored.items():
             for hit in hits:
-                (positives if self.train.qrels[query_id].get(hit.passage_id, 0) > 0 else others).append(
+                (positives if self.train_split.qrels[query_id].get(hit.passage_id, 0) > 0 else others).append(
                     hit.score
                 )
         return Calibration.fit(positives, others)
@@ -209,7 +206,7 @@ class JointRun(Pipeline):
         return best
 
     def report(self, best: Mapping[str, str]) -> None:
-        """Measure every stage on the test splits; write `report.md` and `curves.png`, and print the tables."""
+        """Measure every stage on the tests; write `report.md` and `curves.png`, and print the tables."""
         tables = [self._report_split(split, best) for split in self.settings.data.tests]
         text = "\n\n".join(tables)
         if distributed.is_main():
@@ -223,7 +220,7 @@ class JointRun(Pipeline):
     def _report_split(self, name: str, best: Mapping[str, str]) -> str:
         split, s = self.split(name), self.settings.evaluation
         stages = {
-            "start weights": "start",
+            **({"start weights": START} if s.start else {}),
             "retriever, warmed up": WARMUP,
             **{f"retriever, {stage}": stage for stage in self.rounds},
         }
@@ -238,7 +235,7 @@ class JointRun(Pipeline):
         title = f"**{name}**: {len(split.queries)} queries over {len(self.passages)} passages"
         lines = [report.table(title, list(rows.values()), split.qrels, s.measures)]
         lines.append(
-            f"The re-rankers order the {s.rerank_depth} best passages of the retriever of {best['retriever']}."
+            f"The re-rankers order the {s.rerank_depth} best of the retriever of {best['retriever']}."
         )
         pairs = [
             (f"retriever, {best['retriever']}", "retriever, warmed up"),

@@ -1,0 +1,291 @@
+"""The package computes what the reference does: the oracle's values and the reference's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+import reference
+from reference import Sizes, Variables
+
+from rocketqa_paddle import losses, retrieval, scoring
+from rocketqa_paddle.batching import collate
+from rocketqa_paddle.checkpoints import Checkpoint, load_arrays
+from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
+from rocketqa_paddle.ernie import Ernie, ErnieConfig
+from rocketqa_paddle.records import Group, Passage, Query
+from rocketqa_paddle.tokenization import Packed, Tokenizer
+
+NETWORKS = [
+    pytest.param(Sizes(50, 24, 2, 3, 40, 20, 2), id="bert"),
+    pytest.param(Sizes(33, 16, 3, 1, 64, 20, 4, 3), id="task-embedding"),
+    pytest.param(Sizes(70, 32, 1, 8, 16, 20, 4, 0, "relu"), id="relu"),
+    pytest.param(Sizes(40, 12, 2, 2, 24, 20, 3, 2, "relu", 1e-12), id="relu-task-small-epsilon"),
+]
+
+
+def ernie_config(sizes: Sizes) -> ErnieConfig:
+    return ErnieConfig(
+        vocab_size=sizes.vocab,
+        hidden_size=sizes.hidden,
+        num_layers=sizes.layers,
+        num_heads=sizes.heads,
+        ffn_size=sizes.ffn,
+        max_positions=sizes.positions,
+        sent_types=sizes.sentence_types,
+        task_types=sizes.task_types,
+        activation=sizes.activation,
+        layer_norm_eps=sizes.epsilon,
+    )
+
+
+def fill(tower: Ernie, variables: Variables, sizes: Sizes, prefix: str = "") -> None:
+    load_arrays(tower, reference.for_package(variables, sizes, prefix), "oracle")
+
+
+def sequences(sizes: Sizes, rng: np.random.Generator, lengths: list[int]) -> list[Packed]:
+    return [
+        Packed(rng.integers(0, sizes.vocab, length).tolist(), np.sort(rng.integers(0, 2, length)).tolist())
+        for length in lengths
+    ]
+
+
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [20, 3, 11, 1]], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("sizes", NETWORKS)
+class TestOracle:
+    @pytest.mark.parametrize("normalize, temperature", [(False, 1.0), (True, 0.05), (False, 4.0)])
+    @pytest.mark.parametrize("pooling", ["cls", "mean"])
+    def test_dual_encoder_vectors(
+        self, sizes: Sizes, lengths: list[int], pooling: str, normalize: bool, temperature: float
+    ) -> None:
+        rng = np.random.default_rng(7)
+        towers = [reference.random_variables(sizes, rng) for _ in range(2)]
+        network = DualEncoder(
+            ernie_config(sizes), pooling=pooling, normalize=normalize, temperature=temperature
+        )
+        fill(network.query, towers[0], sizes)
+        fill(network.passage, towers[1], sizes)
+        rows = sequences(sizes, rng, lengths)
+        batch = collate(rows, pad_id=1)
+        assert (batch.mask is None) == (len(set(lengths)) == 1)
+
+        for variables, encode, divisor in (
+            (towers[0], network.encode_queries, 1.0),
+            (towers[1], network.encode_passages, temperature),
+        ):
+            states = [reference.ernie(variables, sizes, row) for row in rows]
+            expected = np.stack([s[0] if pooling == "cls" else s.mean(axis=0) for s in states])
+            if normalize:
+                expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+            np.testing.assert_allclose(encode(batch).numpy(), expected / divisor, rtol=1e-5, atol=1e-5)
+
+    def test_cross_encoder_logit(self, sizes: Sizes, lengths: list[int]) -> None:
+        rng = np.random.default_rng(8)
+        variables = reference.random_variables(sizes, rng)
+        variables["qtp__cls_out_w"] = rng.standard_normal((sizes.hidden, 1)).astype(np.float32)
+        variables["qtp__cls_out_b"] = rng.standard_normal(1).astype(np.float32)
+        network = CrossEncoder(ernie_config(sizes), head="logit", dropout=0.0)
+        fill(network.ernie, variables, sizes)
+        fill_head(network, variables)
+        rows = sequences(sizes, rng, lengths)
+
+        expected = [
+            reference.joint_logit(variables, reference.ernie(variables, sizes, row)[0]) for row in rows
+        ]
+        scores = network(collate(rows, pad_id=1)).numpy()
+        np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+    def test_cross_encoder_classes(self, sizes: Sizes, lengths: list[int]) -> None:
+        rng = np.random.default_rng(9)
+        h, variables = sizes.hidden, reference.random_variables(sizes, rng)
+        for name, shape in {
+            "pooled_fc.w_0": (h, h),
+            "pooled_fc.b_0": h,
+            "_cls_out_w": (h, 2),
+            "_cls_out_b": 2,
+        }.items():
+            variables[name] = (0.5 * rng.standard_normal(shape)).astype(np.float32)
+        network = CrossEncoder(ernie_config(sizes), head="classes", dropout=0.0)
+        fill(network.ernie, variables, sizes)
+        fill_head(network, variables)
+        rows = sequences(sizes, rng, lengths)
+        batch = collate(rows, pad_id=1)
+
+        states = [reference.ernie(variables, sizes, row)[0] for row in rows]
+        expected = np.stack([reference.classes_logits(variables, state) for state in states])
+        np.testing.assert_allclose(network.logits(batch).numpy(), expected, rtol=1e-5, atol=1e-5)
+        odds = expected[:, 1] - expected[:, 0]
+        np.testing.assert_allclose(network(batch).numpy(), odds, rtol=1e-5, atol=1e-5)
+
+
+def fill_head(network: CrossEncoder, variables: Variables) -> None:
+    prefix = "qtp_" if network.head == "logit" else ""
+    heads = {"weight": variables[f"{prefix}_cls_out_w"], "bias": variables[f"{prefix}_cls_out_b"]}
+    load_arrays(network.output, heads, "oracle")
+    if network.pooler is not None:
+        pooler = {"weight": variables["pooled_fc.w_0"], "bias": variables["pooled_fc.b_0"]}
+        load_arrays(network.pooler, pooler, "oracle")
+
+
+# The reference's own values ---------------------------------------------------------------------
+
+SAMPLE = Path(__file__).parents[2] / "shared" / "parity" / "sample"
+needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no sample in {SAMPLE}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    folder: Path
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    @cached_property
+    def texts(self) -> dict:
+        return self.json("texts.json")
+
+    @cached_property
+    def expected(self) -> dict[str, np.ndarray]:
+        return dict(np.load(self.folder / "expected.npz"))
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        c = self.json("ernie_config.json")
+        return Sizes(
+            vocab=c["vocab_size"],
+            hidden=c["hidden_size"],
+            layers=c["num_hidden_layers"],
+            heads=c["num_attention_heads"],
+            ffn=4 * c["hidden_size"],
+            positions=c["max_position_embeddings"],
+            sentence_types=c["sent_type_vocab_size"],
+            activation=c["hidden_act"],
+        )
+
+    def variables(self, folder: str) -> dict[str, np.ndarray]:
+        files = (self.folder / folder).iterdir()
+        return {file.name: np.asarray(paddle.load(str(file))) for file in files}
+
+    def tokenizer(self, chinese: str = "") -> Tokenizer:
+        return Tokenizer(self.folder / "vocab.txt", for_cn=bool(chinese))
+
+    def retriever(self, folder: str, shared: bool, chinese: str = "") -> Checkpoint:
+        variables = self.variables(folder)
+        network = DualEncoder(ernie_config(self.sizes), shared=shared)
+        if not shared:
+            fill(network.query, variables, self.sizes, "query_")
+        fill(network.passage, variables, self.sizes, "titlepara_")
+        return Checkpoint(network, self.tokenizer(chinese), {"query": 32, "passage": 96})
+
+    def reranker(self, name: str, chinese: str = "") -> Checkpoint:
+        joint = name == "cej"
+        variables = self.variables("joint_params" if joint else "ce_params")
+        network = CrossEncoder(ernie_config(self.sizes), head="logit" if joint else "classes", dropout=0.0)
+        fill(network.ernie, variables, self.sizes, "qtp_" if joint else "")
+        fill_head(network, variables)
+        return Checkpoint(network, self.tokenizer(chinese), {"pair": 128})
+
+    def triples(self) -> tuple[list[Query], list[Passage], list[Passage]]:
+        picked, passages = self.texts["pair"], self.passages()
+        queries = [Query(str(i), self.texts["query"][i]) for i in picked["query"]]
+        return queries, [passages[i] for i in picked["pos"]], [passages[i] for i in picked["neg"]]
+
+    def passages(self) -> list[Passage]:
+        pairs = zip(self.texts["title"], self.texts["para"], strict=True)
+        return [Passage(str(i), title, text) for i, (title, text) in enumerate(pairs)]
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return Sample(SAMPLE)
+
+
+@needs_sample
+def test_sample_word_pieces(sample: Sample) -> None:
+    tokens = sample.json("tokens.json")
+    assert tokens
+    assert {text: sample.tokenizer().tokenize(text) for text in tokens} == tokens
+
+
+@needs_sample
+@pytest.mark.parametrize("chinese", ["", "_cn"])
+@pytest.mark.parametrize("shared", [0, 1])
+def test_sample_vectors(sample: Sample, shared: int, chinese: str) -> None:
+    retriever, texts = sample.retriever("de_params", bool(shared), chinese), sample.texts
+    queries = retrieval.encode_queries(retriever, texts["query"])
+    passages = retrieval.encode_passages(retriever, texts["title"], texts["para"])
+    for key, given in {"q": queries, "p": passages, "match": (queries * passages).sum(axis=-1)}.items():
+        expected = sample.expected[f"de{shared}{chinese}_{key}"]
+        np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4, err_msg=key)
+
+
+@needs_sample
+@pytest.mark.parametrize("chinese", ["", "_cn"])
+@pytest.mark.parametrize("name", ["ce", "cej"])
+def test_sample_rerankers(sample: Sample, name: str, chinese: str) -> None:
+    texts = sample.texts
+    scores = retrieval.score_pairs(
+        sample.reranker(name, chinese), texts["query"], texts["title"], texts["para"]
+    )
+    given = 1 / (1 + np.exp(-scores)) if name == "ce" else scores
+    np.testing.assert_allclose(given, sample.expected[f"{name}{chinese}"], rtol=1e-4, atol=1e-4)
+
+
+@needs_sample
+def test_sample_joint_loss_and_gradients(sample: Sample) -> None:
+    retriever, reranker = sample.retriever("joint_params", shared=False), sample.reranker("cej")
+    joint, passages, expected = sample.texts["joint"], sample.passages(), sample.expected
+    size = joint["list_size"]
+    groups = [
+        Group(
+            Query(str(start), sample.texts["query"][joint["query_index"][start]]),
+            tuple(passages[i] for i in joint["para_index"][start : start + size]),
+            (1,) + (0,) * (size - 1),
+        )
+        for start in range(0, len(joint["para_index"]), size)
+    ]
+    logits = scoring.reranker_scores(reranker, groups)
+    loss = losses.joint_distillation(scoring.retriever_scores(retriever, groups), logits)["loss"]
+    loss.backward()
+
+    np.testing.assert_allclose(logits.numpy(), expected["joint_ce_logits"], rtol=1e-4, atol=1e-4)
+    assert float(loss) == pytest.approx(float(expected["joint_loss"]), rel=1e-5)
+    towers = {
+        "query_": retriever.network.query,
+        "titlepara_": retriever.network.passage,
+        "qtp_": reranker.network.ernie,
+    }
+    norms = {key.split("/")[1]: float(value) for key, value in expected.items() if "joint_grad" in key}
+    assert norms
+    for variable, norm in norms.items():
+        if variable == "qtp__cls_out_w":
+            parameter = reranker.network.output.weight
+        else:
+            prefix = next(prefix for prefix in towers if variable.startswith(prefix))
+            parameters = towers[prefix].state_dict()
+            parameter = parameters[reference.package_name(variable.removeprefix(prefix))]
+        assert float(parameter.grad.norm()) == pytest.approx(norm, rel=1e-3), variable
+
+
+@needs_sample
+@pytest.mark.parametrize("name, alpha", [("inbatch_shared", 0.0), ("pair", 0.1)])
+def test_sample_in_batch_losses(sample: Sample, name: str, alpha: float) -> None:
+    retriever, expected = sample.retriever("de_params", shared=True), sample.expected
+    queries, positives, negatives = sample.triples()
+    q = scoring.query_vectors(retriever, [Group(query, (), ()) for query in queries])
+    p, n = (scoring.passage_vectors(retriever, passages) for passages in (positives, negatives))
+    loss = (1 - alpha) * losses.in_batch(q, p, n)
+    if alpha:
+        loss = loss + alpha * losses.in_batch(p, q, n)
+    loss.backward()
+
+    logits = paddle.matmul(q, paddle.concat([p, n]), transpose_y=True)
+    np.testing.assert_allclose(logits.numpy(), expected[f"{name}_logits"], rtol=1e-4, atol=1e-4)
+    assert float(loss) == pytest.approx(float(expected[f"{name}_loss"]), rel=1e-5)
+    gradient = retriever.network.passage.layers[1].ffn_in.weight.grad
+    assert float(gradient.norm()) == pytest.approx(float(expected[f"{name}_grad_norm"]), rel=1e-3)
