@@ -84,8 +84,8 @@ def _rename(
     return renamed
 
 
-def _encoder_config(values: Mapping[str, Any], eps: float) -> ErnieConfig:
-    """Sizes from a `config.json` of Hugging Face or PaddleNLP, whose keys agree. `eps`: where it has none."""
+def _encoder_config(values: Mapping[str, Any]) -> ErnieConfig:
+    """Sizes from a `config.json` of Hugging Face or PaddleNLP, whose keys agree."""
     return ErnieConfig(
         vocab_size=values["vocab_size"],
         hidden_size=values["hidden_size"],
@@ -96,7 +96,7 @@ def _encoder_config(values: Mapping[str, Any], eps: float) -> ErnieConfig:
         sent_types=values.get("type_vocab_size", 2),
         task_types=values.get("task_type_vocab_size", 3) if values.get("use_task_id") else 0,
         activation=values.get("hidden_act", "gelu"),
-        layer_norm_eps=values.get("layer_norm_eps", eps),
+        layer_norm_eps=values.get("layer_norm_eps", 1e-12),
         initializer_range=values.get("initializer_range", 0.02),
     )
 
@@ -112,12 +112,12 @@ def read_huggingface(folder: str | Path) -> EncoderWeights:
     for name in ("config.json", "model.safetensors", "vocab.txt"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder / name}: not there; a Hugging Face folder has config.json, model.safetensors, vocab.txt"
+                f"{folder / name}: not there; needed: config.json, model.safetensors, vocab.txt"
             )
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if values.get("model_type") not in ("bert", "ernie"):
         raise ValueError(f"{folder}: model_type {values.get('model_type')!r}, expected 'bert' or 'ernie'")
-    config = _encoder_config(values, eps=1e-12)
+    config = _encoder_config(values)
     table = _name_table(config.num_layers, "LayerNorm", "encoder.layer", _HUGGINGFACE_LAYER)
     tokenizer = folder / "tokenizer_config.json"
     settings = json.loads(tokenizer.read_text(encoding="utf-8")) if tokenizer.is_file() else {}
@@ -143,9 +143,9 @@ def read_paddlenlp(name: str) -> EncoderWeights:
     from paddlenlp.transformers import AutoModel, AutoTokenizer
 
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    config = _encoder_config(
-        _plain(model.config), eps=1e-5 if "ernie" in type(model).__name__.lower() else 1e-12
-    )
+    # The epsilon that PaddleNLP computes with is the layer's; the one in its ERNIE configs is not read.
+    eps = model.embeddings.layer_norm._epsilon
+    config = _encoder_config({**model.config.to_dict(), "layer_norm_eps": eps})
     table = _name_table(config.num_layers, "layer_norm", "encoder.layers", _PADDLENLP_LAYER)
     arrays = {key: value.numpy() for key, value in model.state_dict().items()}
     folder = Path(tempfile.mkdtemp(prefix="rocketqa-paddlenlp-"))
@@ -156,10 +156,6 @@ def read_paddlenlp(name: str) -> EncoderWeights:
         folder / "vocab.txt",
         getattr(tokenizer, "do_lower_case", True),
     )
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def installed_folder(reference: str) -> Path:

@@ -110,7 +110,7 @@ class Miner:
                 yield self._group(query, self._positive(query), drawn, "denoised")
 
     def pseudo(self, queries: Iterable[Query], scored: Run, *, below: float, above: float) -> Iterator[Group]:
-        """Unlabelled queries: the best candidate is the positive, if over `above`; those under `below` negatives.
+        """Unlabelled queries: the best candidate over `above` is the positive; negatives as above.
 
         A query that lacks either is left out, and counted.
         """

@@ -95,11 +95,18 @@ class Pipeline:
     # Retrieval and re-ranking -------------------------------------------------------------------
 
     def search(
-        self, stage: str, retriever: Checkpoint, more: Mapping[str, Mapping[str, Query]], depth: int
+        self,
+        stage: str,
+        retriever: Checkpoint,
+        more: Mapping[str, Mapping[str, Query]],
+        depth: int,
+        *,
+        keep_best: bool = True,
     ) -> None:
         """Encode the corpus once; search it for dev and test, and for `more` query sets to `depth`.
 
-        Every set becomes `STAGE/hits.NAME.tsv`; dev's measures go to the log.
+        Every set becomes `STAGE/hits.NAME.tsv`; dev's measures go to the log. With `keep_best`, `best/` gets
+        the retriever and its index if no trained stage before did as well on dev.
         """
         settings = self.settings
         names = [settings.data.dev, *settings.data.tests]
@@ -114,22 +121,25 @@ class Pipeline:
                 progress=f"{stage}: encode the corpus",
             )
             runs = {name: index.search(queries, k) for name, (queries, k) in wanted.items()}
-            self._keep_best_index(stage, retriever, index, runs[settings.data.dev])
+            if keep_best:
+                self._keep_best(stage, retriever, index, runs[settings.data.dev])
             for name, run in runs.items():
                 self.write_run(paths[name], run)
             self._log_dev(stage, "retriever", runs[settings.data.dev])
 
-    def _keep_best_index(self, stage: str, retriever: Checkpoint, index: CorpusIndex, dev: Run) -> None:
-        """Keep the retriever and its index in `best/` if no earlier stage did better on dev."""
-        value = metrics.evaluate(self.split(self.settings.data.dev).qrels, dev, [self.measure])[self.measure]
-        earlier = [
-            row[f"dev/retriever/{self.measure}"]
-            for row in self.log.read()
-            if f"dev/retriever/{self.measure}" in row
-        ]
-        if all(value > other for other in earlier):
-            self.save(retriever, self.folder / "best" / "retriever", f"From stage {stage}.")
-            index.save(self.folder / "best" / "index", checkpoints.digest(self.folder / "best" / "retriever"))
+    def _keep_best(self, stage: str, retriever: Checkpoint, index: CorpusIndex, dev: Run) -> None:
+        """Put the retriever and its index into `best/` if it does better on dev than every stage before."""
+        name = self.settings.data.dev
+        trained = [path.parent / f"hits.{name}.tsv" for path in self.folder.glob("*/retriever")]
+        before = [self._dev_value(path) for path in trained if path.is_file()]
+        if all(self._dev_value(dev) > value for value in before):
+            folder = self.folder / "best"
+            self.save(retriever, folder / "retriever", f"Stage {stage}, chosen by {self.measure} on {name}.")
+            index.save(folder / "index", checkpoints.digest(folder / "retriever"))
+
+    def _dev_value(self, run: Run | Path) -> float:
+        run = formats.read_run(run) if isinstance(run, Path) else run
+        return metrics.evaluate(self.split(self.settings.data.dev).qrels, run, [self.measure])[self.measure]
 
     def hits_path(self, stage: str, name: str) -> Path:
         """Where `hits` are kept."""
@@ -242,12 +252,7 @@ class Pipeline:
 
     def best_stage(self, stages: Sequence[str], path: Callable[[str], Path]) -> str:
         """The stage whose dev run, at `path(stage)`, measures best; of equal ones the first."""
-        qrels = self.split(self.settings.data.dev).qrels
-
-        def value(stage: str) -> float:
-            return metrics.evaluate(qrels, formats.read_run(path(stage)), [self.measure])[self.measure]
-
-        return max(stages, key=value)
+        return max(stages, key=lambda stage: self._dev_value(path(stage)))
 
 
 def claim_folder(settings: RunSettings) -> None:

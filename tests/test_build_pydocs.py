@@ -45,7 +45,7 @@ def lonely():
     """Say a single sentence only."""
 
 def café():
-    """Brew café crème. Der Kaffee wird heiß serviert — mit Zucker,\\u2028Milch und\\ttabs \\ud800."""
+    """Brew a cup of café crème. Der Kaffee wird heiß — mit Zucker,\\u2028Milch und\\ttabs \\ud800."""
 
 def _hidden():
     """Hide from every reader of this. Private functions do not enter the collection at any time at all."""
@@ -190,7 +190,7 @@ def test_unicode_survives_and_lines_stay_whole(script, tree, tmp_path):
     script.build([tree], tmp_path / "out")
     assert pairs(tmp_path / "out", *SPLITS)["alpha.café"] == "Brew a cup of café crème."
     text = passages(tmp_path / "out")["alpha.café"]
-    assert text == "Der Kaffee wird heiß serviert — mit Zucker, Milch und tabs ."
+    assert text == "Der Kaffee wird heiß — mit Zucker, Milch und tabs ."
 
 
 def test_files_that_do_not_parse_are_counted_and_named(script, tree, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from paddle import Tensor
 
-from rocketqa_paddle import distributed, losses, report, retrieval
+from rocketqa_paddle import distributed, formats, losses, report, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RocketQAv2Settings
 from rocketqa_paddle.mining import Calibration, Miner
@@ -50,7 +50,7 @@ class JointRun(Pipeline):
     def train(self) -> None:
         """Every stage in turn, then the report."""
         if self.settings.evaluation.start:
-            self._search(START, self.start_retriever(), following=[])
+            self.search(START, self.start_retriever(), {}, depth=0, keep_best=False)
         retriever = self.warm_up_retriever()
         self._search(WARMUP, retriever, following=["reranker", *self.rounds[:1]])
         reranker = self.warm_up_reranker()
@@ -187,7 +187,7 @@ class JointRun(Pipeline):
     # Results ------------------------------------------------------------------------------------
 
     def save_best(self) -> dict[str, str]:
-        """Copy each model of the stage that is best on dev to `best/`; returns the stages."""
+        """Complete `best/`, where the search kept the retriever; returns each model's best stage on dev."""
         stages = [WARMUP, *self.rounds]
         best = {
             "retriever": self.best_stage(stages, lambda stage: self.hits_path(stage, self.settings.data.dev)),
@@ -195,12 +195,9 @@ class JointRun(Pipeline):
         }
         for name, stage in best.items():
             self.say(f"best {name} on dev: {stage}")
-            model = self.load(self.folder / stage / name, name)
-            self.save(
-                model,
-                self.folder / "best" / name,
-                f"System: RocketQAv2, {stage}, chosen by {self.measure} on dev.",
-            )
+        reranker = self.load(self.folder / best["reranker"] / "reranker", "reranker")
+        card = f"RocketQAv2, {best['reranker']}, chosen by {self.measure} on dev."
+        self.save(reranker, self.folder / "best" / "reranker", card)
         if distributed.is_main():
             shutil.rmtree(self.folder / "last", ignore_errors=True)
         return best
@@ -221,37 +218,37 @@ class JointRun(Pipeline):
         split, s = self.split(name), self.settings.evaluation
         stages = {
             **({"start weights": START} if s.start else {}),
-            "retriever, warmed up": WARMUP,
-            **{f"retriever, {stage}": stage for stage in self.rounds},
+            **{_title("retriever", stage): stage for stage in [WARMUP, *self.rounds]},
         }
         rows = {title: Row(title, self.hits(stage, name)) for title, stage in stages.items()}
         if s.bm25:
             rows = {"BM25": Row("BM25", retrieval.bm25(self.passages, split.queries, s.depth)), **rows}
-        reranked = {
-            "re-ranker, warmed up": self._rerank_test(name, WARMUP, best),
-            f"re-ranker, {best['reranker']}": self._rerank_test(name, best["reranker"], best),
-        }
-        rows |= {title: Row(title, run) for title, run in reranked.items()}
+        for stage in dict.fromkeys([WARMUP, best["reranker"]]):
+            title = _title("re-ranker", stage)
+            rows[title] = Row(title, self._rerank_test(name, stage, best))
         title = f"**{name}**: {len(split.queries)} queries over {len(self.passages)} passages"
         lines = [report.table(title, list(rows.values()), split.qrels, s.measures)]
         lines.append(
             f"The re-rankers order the {s.rerank_depth} best of the retriever of {best['retriever']}."
         )
-        pairs = [
-            (f"retriever, {best['retriever']}", "retriever, warmed up"),
-            (f"re-ranker, {best['reranker']}", "re-ranker, warmed up"),
-        ]
-        for ours, baseline in pairs:
-            if ours in rows and ours != baseline:
+        for model in ("retriever", "re-ranker"):
+            ours, baseline = _title(model, best[model.replace("-", "")]), _title(model, WARMUP)
+            if ours == baseline:
+                lines.append(f"No round gave a better {model} on dev than the warm-up.")
+            else:
                 lines.append(report.significance(rows[ours], rows[baseline], split.qrels, self.measure))
         return "\n\n".join(lines)
 
     def _rerank_test(self, name: str, stage: str, best: Mapping[str, str]) -> Run:
         path = self.folder / "best" / f"{stage}.reranked.{name}.tsv"
         if path.is_file():
-            return self.rerank(path, None, {}, {}, 0, "")
+            return formats.read_run(path)
         reranker = self.load(self.folder / stage / "reranker", "reranker")
         depth, queries = self.settings.evaluation.rerank_depth, self.split(name).queries
         return self.rerank(
             path, reranker, self.hits(best["retriever"], name), queries, depth, f"re-rank {name}"
         )
+
+
+def _title(model: str, stage: str) -> str:
+    return f"{model}, {'warmed up' if stage == WARMUP else stage}"

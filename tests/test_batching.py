@@ -1,0 +1,73 @@
+"""Padding to tensors, and rows to buckets of like length."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rocketqa_paddle.batching import collate, length_buckets
+from rocketqa_paddle.tokenization import Packed
+
+packed = st.lists(
+    st.lists(st.tuples(st.integers(0, 99), st.integers(0, 1)), min_size=1, max_size=9).map(
+        lambda pairs: Packed([i for i, _ in pairs], [t for _, t in pairs])
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(packed)
+def test_collate_pads_every_row_to_the_longest(sequences: list[Packed]) -> None:
+    batch = collate(sequences, pad_id=77)
+    longest = max(len(sequence.token_ids) for sequence in sequences)
+    assert batch.token_ids.shape == batch.type_ids.shape == [len(sequences), longest]
+    assert batch.token_ids.dtype == batch.type_ids.dtype
+    assert str(batch.token_ids.dtype).endswith("int64")
+    for row, sequence in enumerate(sequences):
+        size = len(sequence.token_ids)
+        padding = longest - size
+        assert batch.token_ids[row].tolist() == sequence.token_ids + [77] * padding
+        assert batch.type_ids[row].tolist() == sequence.type_ids + [0] * padding
+        if batch.mask is not None:
+            assert batch.mask[row].tolist() == [True] * size + [False] * padding
+    assert (batch.mask is None) == all(len(s.token_ids) == longest for s in sequences)
+
+
+@given(
+    st.lists(st.integers(1, 50), max_size=40),
+    st.integers(1, 9),
+    st.one_of(st.none(), st.integers(1, 120)),
+)
+def test_buckets_hold_every_row_once_within_the_limits(
+    lengths: list[int], max_rows: int, max_tokens: int | None
+) -> None:
+    buckets = [rows.tolist() for rows in length_buckets(lengths, max_rows, max_tokens)]
+    assert sorted(row for rows in buckets for row in rows) == list(range(len(lengths)))
+    longest_first = [lengths[row] for rows in buckets for row in rows]
+    assert longest_first == sorted(lengths, reverse=True)
+    for rows in buckets:
+        assert 1 <= len(rows) <= max_rows
+        if max_tokens is not None:
+            assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= max_tokens
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 120))
+def test_buckets_are_as_full_as_the_limits_let_them(
+    lengths: list[int], max_rows: int, max_tokens: int
+) -> None:
+    buckets = list(length_buckets(lengths, max_rows, max_tokens))
+    for rows in buckets[:-1]:
+        more = (len(rows) + 1) * lengths[rows[0]]
+        assert len(rows) == max_rows or more > max_tokens
+
+
+def test_buckets_of_nothing_are_none() -> None:
+    assert list(length_buckets([], 4)) == []
+
+
+def test_buckets_are_row_numbers_of_numpy() -> None:
+    (rows,) = length_buckets([3, 9, 5], 4)
+    assert isinstance(rows, np.ndarray)
+    assert rows.tolist() == [1, 2, 0]

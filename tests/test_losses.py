@@ -1,0 +1,189 @@
+"""Losses against NumPy, their gradients against finite differences, and who gets gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import paddle
+import pytest
+import reference
+
+from rocketqa_paddle import losses
+
+TARGETS = ["teacher", "student"]
+REDUCTIONS = ["mean", "batchmean"]
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return 2 * np.random.default_rng(seed).standard_normal(shape)
+
+
+def tensor(array: np.ndarray) -> paddle.Tensor:
+    return paddle.to_tensor(array, dtype="float64", stop_gradient=False)
+
+
+def assert_gradients_are_slopes(loss: Callable[..., paddle.Tensor], *arrays: np.ndarray) -> None:
+    """Every argument's gradient equals the central difference of the loss."""
+    inputs = [tensor(array) for array in arrays]
+    loss(*inputs).backward()
+    step = 1e-6
+    for number, array in enumerate(arrays):
+        slopes = np.empty_like(array)
+        for at in np.ndindex(array.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = [a.copy() for a in arrays]
+                moved[number][at] += sign * step
+                ends.append(float(loss(*map(tensor, moved))))
+            slopes[at] = (ends[0] - ends[1]) / (2 * step)
+        np.testing.assert_allclose(inputs[number].grad.numpy(), slopes, atol=1e-8, err_msg=f"input {number}")
+
+
+# Listwise cross entropy -------------------------------------------------------------------------
+
+
+def test_listwise_cross_entropy_takes_column_0_as_the_positive() -> None:
+    scores = normal(3, 5)
+    expected = reference.cross_entropy(scores, [0, 0, 0])
+    assert float(losses.listwise_cross_entropy(tensor(scores))) == pytest.approx(expected, rel=1e-12)
+
+
+def test_listwise_cross_entropy_gradient() -> None:
+    assert_gradients_are_slopes(losses.listwise_cross_entropy, normal(3, 4))
+
+
+@pytest.mark.xfail(strict=True, reason="Paddle's log_softmax on a CPU stops at -64")
+def test_listwise_cross_entropy_of_far_apart_scores() -> None:
+    assert float(losses.listwise_cross_entropy(paddle.to_tensor([[-100.0, 100.0]]))) == pytest.approx(200)
+
+
+def test_far_apart_scores_still_get_the_right_gradient() -> None:
+    scores = tensor(np.array([[-1e4, 1e4], [1e4, -1e4]]))
+    losses.listwise_cross_entropy(scores).backward()
+    np.testing.assert_allclose(scores.grad.numpy(), [[-0.5, 0.5], [0, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 3, 4)])
+def test_scores_that_are_no_lists_are_refused(shape: tuple[int, ...]) -> None:
+    scores = paddle.ones(shape)
+    with pytest.raises(ValueError, match="scores has shape .* expected .groups, group size."):
+        losses.listwise_cross_entropy(scores)
+    with pytest.raises(ValueError, match="student has shape"):
+        losses.listwise_kl(scores, scores)
+
+
+# Listwise divergence ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_listwise_kl_equals_the_oracle(target: str, reduction: str) -> None:
+    student, teacher = normal(3, 4, seed=1), normal(3, 4, seed=2)
+    total = reference.kl(teacher, student) if target == "teacher" else reference.kl(student, teacher)
+    expected = total / (12 if reduction == "mean" else 3)
+    given = losses.listwise_kl(tensor(student), tensor(teacher), target=target, reduction=reduction)
+    assert float(given) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_listwise_kl_gradient_of_both_inputs(target: str, reduction: str) -> None:
+    def loss(student: paddle.Tensor, teacher: paddle.Tensor) -> paddle.Tensor:
+        return losses.listwise_kl(student, teacher, target=target, reduction=reduction)
+
+    assert_gradients_are_slopes(loss, normal(2, 3, seed=1), normal(2, 3, seed=2))
+
+
+def test_the_divergence_of_equal_distributions_is_zero() -> None:
+    scores = normal(3, 4)
+    assert float(losses.listwise_kl(tensor(scores), tensor(scores + 7))) == pytest.approx(0, abs=1e-12)
+
+
+def test_different_lists_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"student is .*\[2, 3\].*, teacher .*\[2, 4\]"):
+        losses.listwise_kl(paddle.ones([2, 3]), paddle.ones([2, 4]))
+    with pytest.raises(ValueError, match="they score the same lists"):
+        losses.joint_distillation(paddle.ones([2, 3]), paddle.ones([3, 3]))
+
+
+# Joint distillation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kl_weight", [1.0, 0.25])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("target", ["reranker", "retriever"])
+def test_joint_distillation_is_cross_entropy_plus_weighted_divergence(
+    target: str, reduction: str, kl_weight: float
+) -> None:
+    retriever, reranker = normal(2, 4, seed=3), normal(2, 4, seed=4)
+    parts = losses.joint_distillation(
+        tensor(retriever), tensor(reranker), target=target, reduction=reduction, kl_weight=kl_weight
+    )
+    pair = (reranker, retriever) if target == "reranker" else (retriever, reranker)
+    kl = reference.kl(*pair) / (8 if reduction == "mean" else 2)
+    cross_entropy = reference.cross_entropy(reranker, [0, 0])
+    assert {name: float(value) for name, value in parts.items()} == pytest.approx(
+        {"loss": cross_entropy + kl_weight * kl, "cross_entropy": cross_entropy, "kl": kl}, rel=1e-10
+    )
+
+
+def joint_gradients(**settings: object) -> tuple[np.ndarray, np.ndarray]:
+    retriever, reranker = tensor(normal(2, 4, seed=3)), tensor(normal(2, 4, seed=4))
+    losses.joint_distillation(retriever, reranker, **settings)["loss"].backward()
+    return retriever.grad.numpy(), reranker.grad.numpy()
+
+
+def test_by_default_the_divergence_moves_the_retriever_and_the_cross_entropy_the_reranker() -> None:
+    to_retriever, to_reranker = joint_gradients()
+    retriever, reranker = tensor(normal(2, 4, seed=3)), tensor(normal(2, 4, seed=4))
+    losses.listwise_kl(retriever, reranker.detach()).backward()
+    losses.listwise_cross_entropy(reranker).backward()
+    np.testing.assert_allclose(to_retriever, retriever.grad.numpy())
+    np.testing.assert_allclose(to_reranker, reranker.grad.numpy())
+    assert np.abs(to_retriever).max() > 1e-3
+
+
+def test_the_weight_scales_the_retrievers_gradient_alone() -> None:
+    once, thrice = joint_gradients(), joint_gradients(kl_weight=3.0)
+    np.testing.assert_allclose(thrice[0], 3 * once[0])
+    np.testing.assert_allclose(thrice[1], once[1])
+
+
+def test_mutual_moves_the_reranker_by_the_divergence_too() -> None:
+    alone, mutual = joint_gradients(), joint_gradients(mutual=True)
+    np.testing.assert_allclose(mutual[0], alone[0])
+    assert np.abs(mutual[1] - alone[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("target", ["reranker", "retriever"])
+def test_joint_distillation_gradient(target: str, reduction: str) -> None:
+    def loss(retriever: paddle.Tensor, reranker: paddle.Tensor) -> paddle.Tensor:
+        return losses.joint_distillation(
+            retriever, reranker, target=target, reduction=reduction, mutual=True, kl_weight=0.7
+        )["loss"]
+
+    assert_gradients_are_slopes(loss, normal(2, 3, seed=5), normal(2, 3, seed=6))
+
+
+# In-batch negatives -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 5])
+def test_in_batch_equals_the_oracle(negatives: int) -> None:
+    query, positive, negative = normal(3, 6, seed=7), normal(3, 6, seed=8), normal(negatives, 6, seed=9)
+    expected = reference.cross_entropy(query @ np.concatenate([positive, negative]).T, [0, 1, 2])
+    given = losses.in_batch(tensor(query), tensor(positive), tensor(negative) if negatives else None)
+    assert float(given) == pytest.approx(expected, rel=1e-10)
+
+
+def test_in_batch_gradient_of_queries_positives_and_negatives() -> None:
+    assert_gradients_are_slopes(
+        losses.in_batch, normal(2, 3, seed=7), normal(2, 3, seed=8), normal(3, 3, seed=9)
+    )
+
+
+def test_in_batch_refuses_unpaired_rows() -> None:
+    with pytest.raises(ValueError, match=r"query is .*\[2, 3\].*, positive .*\[4, 3\]"):
+        losses.in_batch(paddle.ones([2, 3]), paddle.ones([4, 3]))
