@@ -30,8 +30,10 @@ class DataSettings:
     """Splits that the final table reports."""
     unlabelled: str | None = None
     """Split of queries without judgements, for pseudo labels."""
-    max_eval_queries: int | None = None
-    """Evaluate on this many queries a split, drawn at random; all of them when empty."""
+    max_dev_queries: int | None = None
+    """Choose by this many dev queries, drawn at random; all of them when empty."""
+    max_test_queries: int | None = None
+    """Report on this many queries a test split, drawn at random; all of them when empty."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class RunSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """Measures on dev and test."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of forward and backward pass in training."""
+    """Arithmetic of the networks; the parameters stay fp32. fp16 scales the loss."""
     encode_batch: int = 64
     """Largest number of rows when encoding or scoring without gradient."""
     seed: int = 1

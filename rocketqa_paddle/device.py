@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names of glibc's mallopt
@@ -77,6 +78,23 @@ def select_device(use_cuda: bool, device_id: int = 0) -> str:
     if not 0 <= device_id < count:
         raise ValueError(f"device_id={device_id}, but this machine shows {count} GPUs (0 to {count - 1})")
     return _set_device(f"gpu:{device_id}")
+
+
+def arithmetic(precision: str) -> AbstractContextManager[None]:
+    """Run the networks in `fp32`, or in `bf16` or `fp16` by Paddle's automatic mixed precision (O1)."""
+    if precision == "fp32":
+        return nullcontext()
+    import paddle
+
+    return paddle.amp.auto_cast(dtype={"bf16": "bfloat16", "fp16": "float16"}[precision], level="O1")
+
+
+def gpu_id() -> int | None:
+    """The number of Paddle's current GPU, or None on a CPU."""
+    import paddle
+
+    kind, _, number = paddle.device.get_device().partition(":")
+    return int(number) if kind == "gpu" else None
 
 
 def _set_device(name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,7 +102,11 @@ def broadcast_parameters(parameters: Iterable[Tensor]) -> None:
             dist.broadcast(parameter, src=0)
 
 
-def mean(values: dict[str, float]) -> dict[str, float]:
-    """Every value's mean over ranks."""
-    everywhere = gather(values)
-    return {key: float(np.mean([values[key] for values in everywhere])) for key in values}
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let rank 0 run the block before the others do, so that they find the files it made."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()

@@ -21,15 +21,22 @@ class VectorIndex:
         vectors: float32 `[passages, hidden]`.
         ids: one passage id a row.
         model: digest of the model that made the vectors; kept in `meta.json`.
+        gpu: search on this GPU, if faiss is built for GPUs.
     """
 
-    def __init__(self, vectors: np.ndarray, ids: Sequence[str], model: str = "") -> None:
+    def __init__(
+        self, vectors: np.ndarray, ids: Sequence[str], model: str = "", gpu: int | None = None
+    ) -> None:
         if len(vectors) != len(ids):
             raise ValueError(f"{len(vectors)} vectors for {len(ids)} passage ids")
         if not len(ids):
             raise ValueError("no vectors: an index needs at least one passage")
         self.ids, self.model = list(ids), model
         self._index = faiss.IndexFlatIP(vectors.shape[1])
+        if gpu is not None and hasattr(faiss, "GpuIndexFlatIP"):
+            options = faiss.GpuIndexFlatConfig()
+            options.device = gpu
+            self._index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), vectors.shape[1], options)
         self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
 
     def __len__(self) -> int:

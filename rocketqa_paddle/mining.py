@@ -7,6 +7,7 @@ re-ranker rejects). A labelled positive is never among the negatives.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from rocketqa_paddle.records import Group, Passage, Qrels, Query, Run, Source
+from rocketqa_paddle.records import Group, Passage, Qrels, Query, Run, Source, Split
 
 
 @dataclass
@@ -42,6 +43,47 @@ class MiningReport:
             "queries left out (the re-ranker accepts no candidate)": self.no_positive,
         }
         return "; ".join([f"{built} groups", *(f"{count} {note}" for note, count in notes.items() if count)])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns a re-ranker's scores into probabilities of relevance.
+
+    A model that is trained on lists knows only differences: its scores have no zero, so thresholds
+    such as the papers' 0.1 and 0.9 mean nothing to them as they are. Platt's scaling, fitted to labelled
+    positives and to candidates, gives `sigmoid(slope * score + offset)`.
+    """
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    def probability(self, score: float) -> float:
+        """Of relevance, for a score of the re-ranker."""
+        return float(expit(self.slope * score + self.offset))
+
+    @classmethod
+    def fit(cls, positives: Sequence[float], negatives: Sequence[float]) -> Calibration:
+        """Logistic regression on the scores of labelled positives and of other candidates.
+
+        Targets are smoothed as by Platt (1999), so that separable scores have a finite answer.
+
+        Raises:
+            ValueError: one side is empty.
+        """
+        if not len(positives) or not len(negatives):
+            raise ValueError(
+                f"calibration needs both sides: {len(positives)} positives, {len(negatives)} negatives"
+            )
+        scores = np.concatenate([positives, negatives])
+        high, low = (len(positives) + 1) / (len(positives) + 2), 1 / (len(negatives) + 2)
+        targets = np.repeat([high, low], [len(positives), len(negatives)])
+
+        def loss(parameters: np.ndarray) -> float:
+            logits = parameters[0] * scores + parameters[1]
+            return float((np.logaddexp(0, logits) - targets * logits).sum())
+
+        slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
+        return cls(float(slope), float(offset))
 
 
 class Miner:
@@ -72,6 +114,12 @@ class Miner:
         self.report = MiningReport()
         self._random = random.Random(seed)
         self._ids: Sequence[str] = list(passages)
+
+    def for_queries_of(self, split: Split) -> Miner:
+        """A miner like this one, with its report, for a split with labels (or none) of its own."""
+        other = copy.copy(self)
+        other.qrels = split.qrels
+        return other
 
     def undenoised(
         self, queries: Iterable[Query], candidates: Run, *, skip: int = 0, easy: int = 0
@@ -159,44 +207,3 @@ class Miner:
         self.report.count(source)
         passages = tuple(self.passages[i] for i in (positive, *negatives))
         return Group(query, passages, (1, *[0] * len(negatives)), source)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Turns a re-ranker's scores into probabilities of relevance.
-
-    A model that is trained on lists knows only differences: its scores have no zero, so thresholds
-    such as the papers' 0.1 and 0.9 mean nothing to them as they are. Platt's scaling, fitted to labelled
-    positives and to candidates, gives `sigmoid(slope * score + offset)`.
-    """
-
-    slope: float = 1.0
-    offset: float = 0.0
-
-    def probability(self, score: float) -> float:
-        """Of relevance, for a score of the re-ranker."""
-        return float(expit(self.slope * score + self.offset))
-
-    @classmethod
-    def fit(cls, positives: Sequence[float], negatives: Sequence[float]) -> Calibration:
-        """Logistic regression on the scores of labelled positives and of other candidates.
-
-        Targets are smoothed as by Platt (1999), so that separable scores have a finite answer.
-
-        Raises:
-            ValueError: one side is empty.
-        """
-        if not len(positives) or not len(negatives):
-            raise ValueError(
-                f"calibration needs both sides: {len(positives)} positives, {len(negatives)} negatives"
-            )
-        scores = np.concatenate([positives, negatives])
-        high, low = (len(positives) + 1) / (len(positives) + 2), 1 / (len(negatives) + 2)
-        targets = np.repeat([high, low], [len(positives), len(negatives)])
-
-        def loss(parameters: np.ndarray) -> float:
-            logits = parameters[0] * scores + parameters[1]
-            return float((np.logaddexp(0, logits) - targets * logits).sum())
-
-        slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
-        return cls(float(slope), float(offset))

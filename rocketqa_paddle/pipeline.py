@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import paddle
 import yaml
 
-from rocketqa_paddle import checkpoints, distributed, formats, metrics, retrieval
+from rocketqa_paddle import checkpoints, device, distributed, formats, metrics, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RunSettings, StageSettings
 from rocketqa_paddle.records import Collection, Group, Hit, Query, Run, Split
@@ -81,7 +82,9 @@ class Pipeline:
 
     def _read_start(self, start: str) -> checkpoints.Start:
         corpus = (f"{passage.title} {passage.text}" for passage in self.passages.values())
-        return checkpoints.read_start(start, corpus, self.folder / "vocabulary")
+        paddle.seed(self.settings.seed)
+        with distributed.main_first():
+            return checkpoints.read_start(start, corpus, self.folder / "vocabulary")
 
     # Queries ------------------------------------------------------------------------------------
 
@@ -114,12 +117,13 @@ class Pipeline:
         wanted |= {name: (queries, depth) for name, queries in more.items()}
         paths = {name: self.hits_path(stage, name) for name in wanted}
         if not all(path.is_file() for path in paths.values()):
-            index = CorpusIndex(
-                retriever,
-                self.passages,
-                batch_size=settings.encode_batch,
-                progress=f"{stage}: encode the corpus",
-            )
+            with device.arithmetic(settings.precision):
+                index = CorpusIndex(
+                    retriever,
+                    self.passages,
+                    batch_size=settings.encode_batch,
+                    progress=f"{stage}: encode the corpus",
+                )
             runs = {name: index.search(queries, k) for name, (queries, k) in wanted.items()}
             if keep_best:
                 self._keep_best(stage, retriever, index, runs[settings.data.dev])
@@ -160,13 +164,17 @@ class Pipeline:
     ) -> Run:
         """The first `depth` hits of a run in the re-ranker's order, kept in `path`."""
         if not path.is_file():
-            batch_size = self.settings.encode_batch
-            self.write_run(
-                path,
-                retrieval.rerank(
-                    reranker, run, self.passages, queries, depth, batch_size=batch_size, progress=progress
-                ),
-            )
+            with device.arithmetic(self.settings.precision):
+                reranked = retrieval.rerank(
+                    reranker,
+                    run,
+                    self.passages,
+                    queries,
+                    depth,
+                    batch_size=self.settings.encode_batch,
+                    progress=progress,
+                )
+            self.write_run(path, reranked)
         return formats.read_run(path)
 
     def rerank_dev(self, stage: str, reranker: Checkpoint, candidates: str) -> None:
@@ -305,9 +313,8 @@ def load_collection(settings: RunSettings) -> Collection:
             raise ValueError(
                 f"{data.folder}: split {name!r} has no judgements (qrels.{name}.tsv), but it needs them"
             )
-    evaluated = {
-        name: _sample(collection.splits[name], data.max_eval_queries) for name in (data.dev, *data.tests)
-    }
+    limits = {**dict.fromkeys(data.tests, data.max_test_queries), data.dev: data.max_dev_queries}
+    evaluated = {name: _sample(collection.splits[name], limit) for name, limit in limits.items()}
     return Collection(collection.passages, {**collection.splits, **evaluated})
 
 

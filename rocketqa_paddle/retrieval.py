@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from rocketqa_paddle import distributed
+from rocketqa_paddle import device, distributed
 from rocketqa_paddle.batching import Batch, collate, length_buckets
 from rocketqa_paddle.checkpoints import Checkpoint, replacing
 from rocketqa_paddle.index import VectorIndex, write_texts
@@ -133,7 +133,7 @@ class CorpusIndex:
         self._ids = list(distributed.shard(list(passages)))
         columns = [passages[i].title for i in self._ids], [passages[i].text for i in self._ids]
         self._vectors = encode_passages(checkpoint, *columns, batch_size=batch_size, progress=progress)
-        self._local = VectorIndex(self._vectors, self._ids) if self._ids else None
+        self._local = VectorIndex(self._vectors, self._ids, gpu=device.gpu_id()) if self._ids else None
 
     def search(self, queries: Mapping[str, Query], k: int) -> Run:
         """The `k` best passages of every query, by inner product."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import paddle
 from paddle import Tensor
 
+from rocketqa_paddle import device
 from rocketqa_paddle.batching import Batch, collate, length_buckets
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.records import Group, Passage
@@ -54,7 +55,7 @@ def _forward(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed:
     GPU takes all rows at once.
     """
     pad_id = checkpoint.tokenizer.pad_id
-    if paddle.device.get_device() != "cpu":
+    if device.gpu_id() is not None:
         return network(collate(packed, pad_id))
     passes = list(length_buckets([len(sequence.token_ids) for sequence in packed], _ROWS_A_PASS))
     outputs = paddle.concat([network(collate([packed[i] for i in rows], pad_id)) for rows in passes])

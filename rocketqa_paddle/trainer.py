@@ -14,7 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,12 +24,11 @@ from paddle import Tensor, nn
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from rocketqa_paddle import checkpoints, distributed
+from rocketqa_paddle import checkpoints, device, distributed
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
 
 Example = TypeVar("Example")
 Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]]
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _MOMENTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # Paddle's names of Adam's state
 _LOG_SECONDS = 10.0
 
@@ -177,17 +176,12 @@ class Trainer(Generic[Example]):
         size = len(batch) // parts
         values: dict[str, float] = {}
         for start in range(0, len(batch), size):
-            with self._arithmetic():
+            with device.arithmetic(self.precision):
                 losses = self.loss(batch[start : start + size])
             self.scaler.scale(losses["loss"] / parts).backward()
             for name, value in losses.items():
                 values[name] = values.get(name, 0.0) + float(value) / parts
         return values
-
-    def _arithmetic(self) -> AbstractContextManager[None]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return paddle.amp.auto_cast(dtype=_DTYPES[self.precision], level="O1")
 
     def _batch(self, step: int) -> list[Example]:
         """This rank's examples of a step: its share of the next rows of an endless shuffled stream."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,3 +74,10 @@ def test_buckets_are_row_numbers_of_numpy() -> None:
     (rows,) = length_buckets([3, 9, 5], 4)
     assert isinstance(rows, np.ndarray)
     assert rows.tolist() == [1, 2, 0]
+
+
+@pytest.mark.xfail(strict=True, reason="it yields empty buckets for ever")
+@pytest.mark.parametrize("max_rows", [0, -1])
+def test_buckets_of_no_rows_are_refused(max_rows: int) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        list(islice(length_buckets([3, 9, 5], max_rows), 9))

@@ -145,3 +145,17 @@ def test_query_and_passage_vectors_come_in_order(retriever: Checkpoint, groups: 
     np.testing.assert_allclose(
         scoring.query_vectors(retriever, groups[4:5]).numpy()[0], queries[4], atol=1e-5
     )
+
+
+@pytest.mark.xfail(strict=True, reason="10 rows are cut into 2 lists of 5, whatever the groups' sizes")
+def test_groups_of_unequal_sizes_are_refused(
+    retriever: Checkpoint, reranker: Checkpoint, groups: list[Group]
+) -> None:
+    passages = groups[0].passages + groups[1].passages
+    ragged = [Group(groups[0].query, passages[:3], (1,) * 3), Group(groups[1].query, passages[3:], (1,) * 7)]
+    for score, checkpoint in (
+        (scoring.retriever_scores, retriever),
+        (scoring.reranker_scores, reranker),
+    ):
+        with pytest.raises((AssertionError, ValueError)):
+            score(checkpoint, ragged)

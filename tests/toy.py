@@ -110,11 +110,11 @@ def write_best(folder: Path) -> Path:
     return folder
 
 
-def settings(output: Path, data: Path, **changes: Any) -> RocketQAv2Settings:
+def settings(output: Path, folder: Path, **changes: Any) -> RocketQAv2Settings:
     """Of a run that goes through every stage in a second or two. `changes` replace whole sections."""
     fast = OptimizerSettings(learning_rate=1e-3)
     sections: dict[str, Any] = {
-        "data": DataSettings(folder=str(data), tests=["test"]),
+        "data": DataSettings(folder=str(folder), tests=["test"]),
         "retriever": RetrieverSettings(start="tiny", pooling="mean", query_length=12, passage_length=20),
         "reranker": RerankerSettings(start="tiny", length=28),
         "warmup_retriever": WarmupSettings(batch_size=8, steps=4, optimizer=fast),

@@ -7,7 +7,7 @@ build hybrid groups, take joint steps, evaluate on dev, save; the best models on
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from paddle import Tensor
 
@@ -16,9 +16,10 @@ from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RocketQAv2Settings
 from rocketqa_paddle.mining import Calibration, Miner
 from rocketqa_paddle.pipeline import Pipeline, with_positives
-from rocketqa_paddle.records import Group, Query, Run
+from rocketqa_paddle.records import Group, Query, Run, Split
 from rocketqa_paddle.report import Row
 from rocketqa_paddle.scoring import passage_vectors, query_vectors, reranker_scores, retriever_scores
+from rocketqa_paddle.trainer import Loss
 
 START, WARMUP = "start", "warm-up"
 
@@ -107,7 +108,9 @@ class JointRun(Pipeline):
 
         return self._warm_up("reranker", reranker, groups, loss)
 
-    def _warm_up(self, name: str, model: Checkpoint, groups: object, loss: object) -> Checkpoint:
+    def _warm_up(
+        self, name: str, model: Checkpoint, groups: Callable[[], list[Group]], loss: Loss
+    ) -> Checkpoint:
         if not self.queries[name]:
             self.say(f"{WARMUP}: the {name} starts as it is")
             self.save(model, self.folder / WARMUP / name, "Start weights, not trained.")
@@ -149,7 +152,7 @@ class JointRun(Pipeline):
         if "random" in s.sources:
             groups += miner.undenoised(queries.values(), candidates, skip=s.skip)
         if {"denoised", "pseudo"} & set(s.sources):
-            scored = self._score_candidates(stage, "train", reranker, candidates, queries)
+            scored = self._score_candidates(stage, "train", reranker, candidates, queries, self.train_split)
             miner.calibration = self._calibrate(scored)
         if "denoised" in s.sources:
             groups += miner.denoised(queries.values(), scored, below=s.negative_below)
@@ -159,30 +162,41 @@ class JointRun(Pipeline):
         return groups
 
     def _pseudo_groups(self, before: str, stage: str, miner: Miner, reranker: Checkpoint) -> list[Group]:
-        s, queries = self.settings.joint.groups, self.split(self.settings.data.unlabelled).queries
-        scored = self._score_candidates(
-            stage, "unlabelled", reranker, self.hits(before, "unlabelled"), queries
+        s, split = self.settings.joint.groups, self.split(self.settings.data.unlabelled)
+        candidates = self.hits(before, "unlabelled")
+        scored = self._score_candidates(stage, "unlabelled", reranker, candidates, split.queries, split)
+        unlabelled = miner.for_queries_of(split)
+        return list(
+            unlabelled.pseudo(split.queries.values(), scored, below=s.negative_below, above=s.positive_above)
         )
-        return list(miner.pseudo(queries.values(), scored, below=s.negative_below, above=s.positive_above))
 
     def _score_candidates(
-        self, stage: str, name: str, reranker: Checkpoint, candidates: Run, queries: Mapping[str, Query]
+        self,
+        stage: str,
+        name: str,
+        reranker: Checkpoint,
+        candidates: Run,
+        queries: Mapping[str, Query],
+        split: Split,
     ) -> Run:
         """The current re-ranker's scores of all candidates and labelled positives."""
         path = self.folder / stage / f"scored.{name}.tsv"
-        run = with_positives(candidates, self.train_split, queries)
+        run = with_positives(candidates, split, queries)
         depth = max(map(len, run.values()))
         return self.rerank(path, reranker, run, queries, depth, f"{stage}: score candidates")
 
     def _calibrate(self, scored: Run) -> Calibration:
-        positives: list[float] = []
-        others: list[float] = []
-        for query_id, hits in scored.items():
-            for hit in hits:
-                (positives if self.train_split.qrels[query_id].get(hit.passage_id, 0) > 0 else others).append(
-                    hit.score
-                )
-        return Calibration.fit(positives, others)
+        """Fit the re-ranker's probabilities to the labelled positives and the other candidates."""
+        labels = self.train_split.qrels
+        scores = [
+            (hit.score, labels[hit.query_id].get(hit.passage_id, 0) > 0)
+            for hits in scored.values()
+            for hit in hits
+        ]
+        return Calibration.fit(
+            [score for score, positive in scores if positive],
+            [score for score, positive in scores if not positive],
+        )
 
     # Results ------------------------------------------------------------------------------------
 

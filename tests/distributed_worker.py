@@ -1,0 +1,120 @@
+"""What `test_distributed.py` runs once in one process and once in each of two, and compares.
+
+    python distributed_worker.py FOLDER
+
+Every rank writes FOLDER/rank-R.json and .npz.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rocketqa_paddle.device import import_paddle, tune_cpu
+
+tune_cpu()
+import_paddle()
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+import toy  # noqa: E402
+
+from rocketqa_paddle import distributed, losses, retrieval  # noqa: E402
+from rocketqa_paddle.config import OptimizerSettings, StageSettings  # noqa: E402
+from rocketqa_paddle.mining import Miner  # noqa: E402
+from rocketqa_paddle.records import Group  # noqa: E402
+from rocketqa_paddle.retrieval import CorpusIndex  # noqa: E402
+from rocketqa_paddle.scoring import reranker_scores, retriever_scores  # noqa: E402
+from rocketqa_paddle.trainer import MetricsLog, Trainer  # noqa: E402
+
+GLOBAL_BATCH = 6
+
+
+def work(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Everything; returns what is compared."""
+    distributed.init()
+    tokens = toy.tokenizer(folder / f"vocabulary-{distributed.rank()}")
+    found = {
+        "rank": [distributed.rank(), distributed.world_size(), distributed.is_main()],
+        "shards": [distributed.gather(list(distributed.shard(range(count)))) for count in range(8)],
+        "gathered": distributed.gather({"rank": distributed.rank(), "text": "π" * 1000 * distributed.rank()}),
+        **searches(tokens, folder),
+    }
+    return found, {**gradients(), **train_jointly(tokens, folder)}
+
+
+def searches(tokens, folder: Path) -> dict:
+    """Runs as plain values; the small corpus has fewer passages, and a query less, than there are ranks."""
+    paddle.seed(7)
+    retriever, reranker = toy.dual(tokens, pooling="mean"), toy.cross(tokens, dropout=0.0)
+    collection = toy.collection()
+    queries, passages = collection.splits["dev"].queries, collection.passages
+    index = CorpusIndex(retriever, passages, progress="")
+    index.save(folder / "index", "0123")
+    run = index.search(queries, 10)
+    small = CorpusIndex(retriever, {"p7": passages["p7"]}, progress="")
+    small.save(folder / "small", "0123")
+    one = {"dev3": queries["dev3"]}
+    runs = {
+        "search": run,
+        "rerank": retrieval.rerank(reranker, run, passages, queries, 6, batch_size=4, progress=""),
+        "small search": small.search(queries, 10),
+        "small rerank": retrieval.rerank(reranker, small.search(one, 3), passages, one, 3, progress=""),
+    }
+    return {
+        name: {query: [(hit.passage_id, hit.rank, hit.score) for hit in hits] for query, hits in run.items()}
+        for name, run in runs.items()
+    }
+
+
+def gradients() -> dict[str, np.ndarray]:
+    """Averages over ranks, of which only the last has a gradient for the second parameter."""
+    first, second = paddle.create_parameter([2, 3], "float32"), paddle.create_parameter([4], "float32")
+    first.grad = paddle.full([2, 3], 1.0 + 2 * distributed.rank())
+    if distributed.rank() == distributed.world_size() - 1:
+        second.grad = paddle.arange(4, dtype="float32") * distributed.world_size()
+    distributed.average_gradients([first, second])
+    return {"gradient.first": first.grad.numpy(), "gradient.second": second.grad.numpy()}
+
+
+def train_jointly(tokens, folder: Path) -> dict[str, np.ndarray]:
+    """Parameters after some steps of the joint loss; every rank but 0 starts elsewhere."""
+    paddle.seed(1 + distributed.rank())
+    retriever, reranker = toy.dual(tokens, pooling="mean"), toy.cross(tokens, dropout=0.0)
+    collection = toy.collection()
+    split = collection.splits["train"]
+    miner = Miner(collection.passages, split.qrels, 3, seed=1)
+    groups = list(miner.undenoised(split.queries.values(), {}))
+
+    def loss(batch: Sequence[Group]) -> dict[str, paddle.Tensor]:
+        scores = retriever_scores(retriever, batch), reranker_scores(reranker, batch)
+        return losses.joint_distillation(*scores, reduction="batchmean")
+
+    trainer = Trainer(
+        "joint",
+        {"retriever": retriever.network, "reranker": reranker.network},
+        groups,
+        loss,
+        StageSettings(
+            batch_size=GLOBAL_BATCH // distributed.world_size(),
+            steps=8,
+            optimizer=OptimizerSettings(learning_rate=1e-3, warmup_share=0.2),
+        ),
+        folder=folder / "last",
+        log=MetricsLog(folder / "metrics.jsonl"),
+        rates={"retriever": 0.5},
+        save_minutes=0.0,
+    )
+    before = {f"before.{name}": p.numpy() for name, p in trainer.parameters.items()}
+    trainer.fit()
+    return before | {f"after.{name}": p.numpy() for name, p in trainer.parameters.items()}
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    found, arrays = work(out)
+    stem = out / f"rank-{distributed.rank()}"
+    np.savez(stem.with_suffix(".npz"), **arrays)
+    stem.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
