@@ -43,6 +43,8 @@ def length_buckets(
     A batch has at most `max_rows` rows and, with `max_tokens`, at most that many tokens with its
     padding (one row always fits). Longest first: memory peaks at once, and time left is a safe guess.
     """
+    if max_rows < 1:
+        raise ValueError(f"max_rows={max_rows}, expected at least 1")
     order = np.argsort(np.asarray(lengths), kind="stable")[::-1]
     start = 0
     while start < len(order):

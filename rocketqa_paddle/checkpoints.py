@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +15,12 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import nn
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from rocketqa_paddle import convert
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
 from rocketqa_paddle.ernie import ErnieConfig
+from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json
 from rocketqa_paddle.tokenization import Tokenizer, train_vocab
 
 FORMAT_VERSION = 1
@@ -46,46 +43,21 @@ class Checkpoint:
     tokenizer: Tokenizer
     lengths: dict[str, int]
 
+    def __post_init__(self) -> None:
+        names = {"pair"} if isinstance(self.network, CrossEncoder) else {"query", "passage"}
+        if set(self.lengths) != names:
+            raise ValueError(f"lengths {self.lengths}, expected {sorted(names)}")
+        positions = self.network.config.max_positions
+        for name, length in self.lengths.items():
+            if length > positions:
+                raise ValueError(f"{name} length {length}, but the encoder has only {positions} positions")
+
 
 Start = convert.EncoderWeights | Checkpoint
 """What training can start from: an encoder without head, or a whole checkpoint."""
 
 
 # Saving -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def replacing(folder: str | Path) -> Iterator[Path]:
-    """A new folder to fill; it takes the place of `folder` when the block ends without an error."""
-    folder = Path(folder)
-    _restore(folder)
-    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    for path in (*new.iterdir(), new):
-        _sync(path)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore(folder: Path) -> None:
-    """Undo a replacement that was cut off between its two renames."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
@@ -106,7 +78,7 @@ def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
             "lengths": checkpoint.lengths,
             "tokenizer": {"file": vocabulary, "lower_case": tokenizer.lower_case, "for_cn": tokenizer.for_cn},
         }
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(new / "config.json", config)
         save_file(to_arrays(network), new / "model.safetensors")
         (new / "README.md").write_text(_card(config, card), encoding="utf-8")
 
@@ -156,23 +128,29 @@ def load(
         FileNotFoundError: no checkpoint there.
         ValueError: another kind, a format of the future, or parameters that do not fit the sizes.
     """
-    folder = Path(folder)
-    _restore(folder)
+    folder = whole(folder)
     config = read_config(folder)
     if kind not in (None, config["model_type"]):
         raise ValueError(f"{folder} is a {config['model_type']}, expected a {kind}")
-    sizes = ErnieConfig.from_dict(config["encoder"])
-    training = {"dropout": dropout, "use_recompute": use_recompute}
-    if config["model_type"] == "cross_encoder":
-        network: DualEncoder | CrossEncoder = CrossEncoder(sizes, head=config["head"], **training)
-    else:
-        names = ("shared", "pooling", "normalize", "temperature")
-        network = DualEncoder(sizes, **{name: config[name] for name in names}, **training)
-    load_arrays(network, load_file(folder / "model.safetensors"), folder)
-    settings = dict(config["tokenizer"])
-    tokenizer = Tokenizer(folder / settings.pop("file"), **settings)
+    try:
+        network = _build(config, dropout=dropout, use_recompute=use_recompute)
+        settings, lengths = dict(config["tokenizer"]), dict(config["lengths"])
+        vocabulary = folder / Path(settings.pop("file")).name
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not whole ({type(error).__name__}: {error})") from None
+    load_arrays(network, read_arrays(folder / "model.safetensors"), folder)
     network.eval()
-    return Checkpoint(network, tokenizer, dict(config["lengths"]))
+    return Checkpoint(network, Tokenizer(vocabulary, **settings), lengths)
+
+
+def _build(config: Mapping[str, Any], **training: Any) -> DualEncoder | CrossEncoder:
+    sizes = ErnieConfig.from_dict(config["encoder"])
+    if config["model_type"] == "cross_encoder":
+        return CrossEncoder(sizes, head=config["head"], **training)
+    if config["model_type"] == "dual_encoder":
+        names = ("shared", "pooling", "normalize", "temperature")
+        return DualEncoder(sizes, **{name: config[name] for name in names}, **training)
+    raise ValueError(f"model_type {config['model_type']!r}, expected 'dual_encoder' or 'cross_encoder'")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -182,25 +160,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path}: not there; expected a checkpoint folder, as `rocketqa train` saves it"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict) or "format_version" not in config:
+    config = read_json(path)
+    if "format_version" not in config:
         raise ValueError(f"{path}: not a checkpoint of this project (no format_version)")
-    if config["format_version"] > FORMAT_VERSION:
+    if config["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: format {config['format_version']}, this version reads up to {FORMAT_VERSION}: upgrade"
+            f"{path}: format {config['format_version']!r}, this version reads {FORMAT_VERSION}: upgrade"
         )
     return config
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    """Whether `folder` is a checkpoint of this project."""
-    try:
-        return bool(read_config(Path(folder)))
-    except (OSError, ValueError):
-        return False
+    """Whether `folder` says that it is a checkpoint of this project."""
+    path = whole(folder) / "config.json"
+    return path.is_file() and "format_version" in read_json(path)
 
 
 def load_arrays(network: nn.Layer, arrays: Mapping[str, np.ndarray], source: str | Path) -> None:
@@ -237,7 +210,7 @@ def load_arrays_into(
 
 def digest(folder: str | Path) -> str:
     """16 hexadecimal digits that name a checkpoint's parameters."""
-    with open(Path(folder) / "model.safetensors", "rb") as file:
+    with open(whole(folder) / "model.safetensors", "rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()[:16]
             if hasattr(hashlib, "file_digest")

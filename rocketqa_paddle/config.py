@@ -241,6 +241,9 @@ class RunSettings:
     use_cuda: bool = False
     """Train on the GPU of this rank."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, encode_batch=self.encode_batch)
+
 
 @dataclass(frozen=True)
 class RocketQAv2Settings(RunSettings):
@@ -254,6 +257,7 @@ class RocketQAv2Settings(RunSettings):
     """Joint training."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if "pseudo" in self.joint.groups.sources and self.data.unlabelled is None:
             raise ValueError(
                 "joint.groups.sources has 'pseudo', which needs unlabelled queries: set data.unlabelled"

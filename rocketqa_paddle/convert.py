@@ -8,7 +8,6 @@ is an error when the network takes the weights (`checkpoints.load_arrays`).
 from __future__ import annotations
 
 import importlib.util
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from rocketqa_paddle.ernie import ErnieConfig
+from rocketqa_paddle.storage import read_arrays, read_json
 
 
 @dataclass(frozen=True)
@@ -114,16 +113,21 @@ def read_huggingface(folder: str | Path) -> EncoderWeights:
             raise FileNotFoundError(
                 f"{folder / name}: not there; needed: config.json, model.safetensors, vocab.txt"
             )
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "config.json")
     if values.get("model_type") not in ("bert", "ernie"):
         raise ValueError(f"{folder}: model_type {values.get('model_type')!r}, expected 'bert' or 'ernie'")
-    config = _encoder_config(values)
+    if (positions := values.get("position_embedding_type", "absolute")) != "absolute":
+        raise ValueError(f"{folder}: position_embedding_type {positions!r}, expected 'absolute'")
+    try:
+        config = _encoder_config(values)
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'}: no {error}") from None
     table = _name_table(config.num_layers, "LayerNorm", "encoder.layer", _HUGGINGFACE_LAYER)
     tokenizer = folder / "tokenizer_config.json"
-    settings = json.loads(tokenizer.read_text(encoding="utf-8")) if tokenizer.is_file() else {}
+    settings = read_json(tokenizer) if tokenizer.is_file() else {}
     return EncoderWeights(
         config,
-        _rename(load_file(folder / "model.safetensors"), table, transpose=True),
+        _rename(read_arrays(folder / "model.safetensors"), table, transpose=True),
         folder / "vocab.txt",
         lower_case=settings.get("do_lower_case", True),
     )
@@ -165,7 +169,10 @@ def installed_folder(reference: str) -> Path:
         FileNotFoundError: the package is not installed, or has no such folder.
     """
     name, _, inside = reference.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
     roots: Iterable[str] = (spec.submodule_search_locations if spec else None) or []
     for root in roots:
         if (folder := Path(root) / inside).is_dir():

@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from rocketqa_paddle.batching import Batch
-from rocketqa_paddle.ernie import Ernie, ErnieConfig
+from rocketqa_paddle.ernie import Ernie, ErnieConfig, truncated_normal
 
 Pooling = Literal["cls", "mean"]
 Head = Literal["logit", "classes"]
@@ -97,7 +97,7 @@ class CrossEncoder(nn.Layer):
         self.output = nn.Linear(config.hidden_size, 1 if head == "logit" else 2)
         for layer in (self.pooler, self.output):
             if layer is not None:
-                nn.initializer.TruncatedNormal(std=config.initializer_range)(layer.weight)
+                truncated_normal(config.initializer_range)(layer.weight)
                 nn.initializer.Constant(0.0)(layer.bias)
 
     def logits(self, batch: Batch) -> Tensor:

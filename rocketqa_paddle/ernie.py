@@ -60,6 +60,11 @@ class ErnieConfig:
         return cls(**values)
 
 
+def truncated_normal(std: float) -> nn.initializer.Initializer:
+    """Normal, cut off at two standard deviations, as in BERT and the reference."""
+    return nn.initializer.TruncatedNormal(std=std, a=-2 * std, b=2 * std)
+
+
 class Attention(nn.Layer):
     """Multi-head self-attention."""
 
@@ -143,7 +148,7 @@ class Ernie(nn.Layer):
 
     def _initialise(self, layer: nn.Layer) -> None:
         if isinstance(layer, nn.Linear | nn.Embedding):
-            nn.initializer.TruncatedNormal(std=self.config.initializer_range)(layer.weight)
+            truncated_normal(self.config.initializer_range)(layer.weight)
         if isinstance(layer, nn.Linear):
             nn.initializer.Constant(0.0)(layer.bias)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
 from rocketqa_paddle.records import Passage
+from rocketqa_paddle.storage import read_json, whole, write_json
 
 FORMAT_VERSION = 1
 
@@ -31,6 +33,8 @@ class VectorIndex:
             raise ValueError(f"{len(vectors)} vectors for {len(ids)} passage ids")
         if not len(ids):
             raise ValueError("no vectors: an index needs at least one passage")
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors hold NaN or infinity: the model that made them is broken")
         self.ids, self.model = list(ids), model
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         if gpu is not None and hasattr(faiss, "GpuIndexFlatIP"):
@@ -54,21 +58,27 @@ class VectorIndex:
                 f"queries have {queries.shape[1]} dimensions, the index {self.dimension}: "
                 "search with the model that built the index"
             )
+        if not np.isfinite(queries).all():
+            raise ValueError("query vectors hold NaN or infinity: the model that made them is broken")
         return self._index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self)))
 
     def save(self, folder: str | Path) -> None:
         """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder."""
         folder = Path(folder)
         faiss.write_index(self._index, str(folder / "index.faiss"))
+        if bad := next((i for i in self.ids if "\n" in i or "\r" in i), None):
+            raise ValueError(f"passage id {bad!r} has a line end in it, which an index cannot keep")
         (folder / "ids.txt").write_text("".join(f"{i}\n" for i in self.ids), encoding="utf-8")
-        meta = {
+        write_json(folder / "meta.json", self._meta())
+
+    def _meta(self) -> dict[str, Any]:
+        return {
             "format_version": FORMAT_VERSION,
             "dimension": self.dimension,
             "metric": "inner_product",
             "count": len(self),
             "model": self.model,
         }
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path, model: str | None = None) -> VectorIndex:
@@ -82,24 +92,27 @@ class VectorIndex:
             FileNotFoundError: not a whole index folder.
             ValueError: another model made it, or the files disagree.
         """
-        folder = Path(folder)
+        folder = whole(folder)
         for name in ("meta.json", "index.faiss", "ids.txt"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: not there; make an index with `rocketqa index`")
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if model is not None and meta["model"] != model:
+        meta = read_json(folder / "meta.json")
+        if model is not None and meta.get("model") != model:
             raise ValueError(
-                f"{folder}: made by model {meta['model']}, but the checkpoint is {model}: "
+                f"{folder}: made by model {meta.get('model')}, but the checkpoint is {model}: "
                 "search with the checkpoint that built the index, or build it again"
             )
         index = cls.__new__(cls)
-        index.ids = (folder / "ids.txt").read_text(encoding="utf-8").splitlines()
-        index.model = meta["model"]
-        index._index = faiss.read_index(str(folder / "index.faiss"))
-        if not index._index.ntotal == len(index.ids) == meta["count"]:
+        index.ids = (folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        index.model = meta.get("model", "")
+        try:
+            index._index = faiss.read_index(str(folder / "index.faiss"))
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: index.faiss is damaged, build the index again ({error})") from None
+        if index._meta() != meta or index._index.ntotal != len(index):
             raise ValueError(
-                f"{folder}: {index._index.ntotal} vectors, {len(index.ids)} ids, {meta['count']} announced: "
-                "the folder is damaged, build the index again"
+                f"{folder}: meta.json announces {meta}, but the files hold {index._index.ntotal} vectors and "
+                f"{len(index)} ids ({index._meta()}): the folder is damaged, build the index again"
             )
         return index
 
@@ -117,7 +130,7 @@ def read_texts(folder: str | Path, ids: Container[str]) -> dict[str, Passage]:
     Raises:
         FileNotFoundError: the folder keeps no texts.
     """
-    path = Path(folder) / "passages.jsonl"
+    path = whole(folder) / "passages.jsonl"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not there; make the index with `rocketqa index`, which keeps the texts"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
 Direction = Literal["reranker", "retriever"]
@@ -26,7 +25,7 @@ def listwise_cross_entropy(scores: Tensor) -> Tensor:
         scores: `[groups, group size]`, the positive in column 0. Gets gradient.
     """
     _check_scores(scores, "scores")
-    return -F.log_softmax(scores, axis=-1)[:, 0].mean()
+    return -_log_softmax(scores)[:, 0].mean()
 
 
 def listwise_kl(
@@ -48,9 +47,13 @@ def listwise_kl(
             averages over lists, which is the divergence itself (`group size` times as large).
     """
     _check_scores(student, "student")
+    _check_option("target", target, ("teacher", "student"))
+    _check_option("reduction", reduction, ("mean", "batchmean"))
     if teacher.shape != student.shape:
-        raise ValueError(f"student is {student.shape}, teacher {teacher.shape}: they score the same lists")
-    log_student, log_teacher = F.log_softmax(student, axis=-1), F.log_softmax(teacher, axis=-1)
+        raise ValueError(
+            f"student is {list(student.shape)}, teacher {list(teacher.shape)}: they score the same lists"
+        )
+    log_student, log_teacher = _log_softmax(student), _log_softmax(teacher)
     log_p, log_q = (log_teacher, log_student) if target == "teacher" else (log_student, log_teacher)
     divergence = log_p.exp() * (log_p - log_q)
     return divergence.mean() if reduction == "mean" else divergence.sum(axis=-1).mean()
@@ -82,6 +85,7 @@ def joint_distillation(
     Returns:
         `loss`, and its parts `cross_entropy` and `kl` (before the weight).
     """
+    _check_option("target", target, ("reranker", "retriever"))
     teacher = reranker_scores if mutual else reranker_scores.detach()
     cross_entropy = listwise_cross_entropy(reranker_scores)
     kl = listwise_kl(
@@ -105,15 +109,29 @@ def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) ->
         negative: `[m, hidden]`, any number of hard negatives.
     """
     if query.shape != positive.shape:
-        raise ValueError(f"query is {query.shape}, positive {positive.shape}: row i of each belong together")
+        raise ValueError(
+            f"query is {list(query.shape)}, positive {list(positive.shape)}: row i of each belong together"
+        )
     passages = positive if negative is None else paddle.concat([positive, negative])
     scores = paddle.matmul(query, passages, transpose_y=True)  # [n, n + m]
-    return F.cross_entropy(scores, paddle.arange(len(query)))
+    return -paddle.diagonal(_log_softmax(scores)).mean()
 
 
 def _check_scores(scores: Tensor, name: str) -> None:
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
-            f"{name} has shape {scores.shape}, expected [groups, group size] with the positive in "
+            f"{name} has shape {list(scores.shape)}, expected [groups, group size] with the positive in "
             "column 0 and at least one negative"
         )
+
+
+def _check_option(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise ValueError(f"{name}={given!r}, expected one of {allowed}")
+
+
+def _log_softmax(scores: Tensor) -> Tensor:
+    """Over the last axis, in float32 or better. Paddle's own stops at -64 on a CPU."""
+    if scores.dtype in (paddle.float16, paddle.bfloat16):
+        scores = scores.astype("float32")
+    return scores - paddle.logsumexp(scores, axis=-1, keepdim=True)

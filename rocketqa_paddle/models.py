@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
 from rocketqa_paddle import checkpoints, device, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint
@@ -62,7 +63,7 @@ class CrossModel:
             return np.zeros(0, dtype=np.float32)
         scores = retrieval.score_pairs(self.checkpoint, queries, titles, texts, batch_size=self.batch_size)
         if self.checkpoint.network.head == "classes":
-            scores = 1 / (1 + np.exp(-scores))
+            scores = expit(scores)
         return scores
 
 

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from rocketqa_paddle import device, distributed
 from rocketqa_paddle.batching import Batch, collate, length_buckets
-from rocketqa_paddle.checkpoints import Checkpoint, replacing
+from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.index import VectorIndex, write_texts
 from rocketqa_paddle.records import Hit, Passage, Query, Run
+from rocketqa_paddle.storage import replacing
 from rocketqa_paddle.tokenization import Packed
 
 _CHUNK = 32768  # rows that are tokenised together: enough to sort by length, little enough to hold
@@ -172,7 +173,7 @@ def search(index: VectorIndex, vectors: np.ndarray, query_ids: Sequence[str], k:
 def merge(runs: Sequence[Run], k: int) -> dict[str, list[Hit]]:
     """The `k` best hits of several runs over separate parts of a corpus."""
     if len(runs) == 1:
-        return dict(runs[0])
+        return {query_id: hits[:k] for query_id, hits in runs[0].items()}
     query_ids = dict.fromkeys(query_id for run in runs for query_id in run)
     merged = {}
     for query_id in query_ids:

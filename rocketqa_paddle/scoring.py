@@ -33,6 +33,7 @@ def passage_vectors(retriever: Checkpoint, passages: Sequence[Passage]) -> Tenso
 
 def retriever_scores(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
     """Inner products `[groups, group size]`."""
+    _check_sizes(groups)
     queries = query_vectors(retriever, groups).unsqueeze(1)  # [groups, 1, hidden]
     passages = passage_vectors(retriever, [passage for group in groups for passage in group.passages])
     return (queries * passages.reshape([len(groups), -1, queries.shape[-1]])).sum(axis=-1)
@@ -40,12 +41,19 @@ def retriever_scores(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
 
 def reranker_scores(reranker: Checkpoint, groups: Sequence[Group]) -> Tensor:
     """The cross encoder's scores `[groups, group size]`."""
+    _check_sizes(groups)
     pairs = [
         (group.query.text, passage.title, passage.text) for group in groups for passage in group.passages
     ]
     queries, titles, texts = zip(*pairs, strict=True)
     packed = reranker.tokenizer.pack_pairs(queries, titles, texts, reranker.lengths["pair"])
     return _forward(reranker, reranker.network, packed).reshape([len(groups), -1])
+
+
+def _check_sizes(groups: Sequence[Group]) -> None:
+    sizes = {len(group.passages) for group in groups}
+    if len(sizes) != 1:
+        raise ValueError(f"groups of {sorted(sizes)} passages, expected one or more groups of one size")
 
 
 def _forward(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed: Sequence[Packed]) -> Tensor:

@@ -6,7 +6,7 @@ library; a SentencePiece model takes their place where a checkpoint has `spm.mod
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+_SURROGATES = re.compile("[\ud800-\udfff]")  # no characters: the reference drops them, Rust cannot hold them
+_LATE_CJK = re.compile("([\U0002b820-\U0002b91f])")  # ideographs that the Rust tokenizer leaves in words
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -45,6 +47,7 @@ class Tokenizer:
         self.path, self.lower_case, self.for_cn = Path(path), lower_case, for_cn
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no vocabulary here; expected a vocab.txt or an spm.model")
+        self._file = self.path.read_bytes()  # kept, so that `save` needs no file
         pieces = _SentencePieces if self.path.suffix == ".model" else _WordPieces
         self._pieces = pieces(self.path, lower_case)
         self.pad_id, self.cls_id, self.sep_id = (self._special(t) for t in ("[PAD]", "[CLS]", "[SEP]"))
@@ -70,6 +73,7 @@ class Tokenizer:
         return self._pieces.ids(self._clean(texts))
 
     def _clean(self, texts: Iterable[str]) -> list[str]:
+        texts = (_SURROGATES.sub("", text) for text in texts)
         return [text.replace(" ", "") for text in texts] if self.for_cn else list(texts)
 
     # Packing, as the reference's readers do it ------------------------------------------------
@@ -103,7 +107,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> str:
         """Copy the vocabulary into `folder` and return the file's name."""
         name = "spm.model" if self.path.suffix == ".model" else "vocab.txt"
-        shutil.copyfile(self.path, Path(folder) / name)
+        (Path(folder) / name).write_bytes(self._file)
         return name
 
 
@@ -124,29 +128,45 @@ def truncate_pair(first: list[int], second: list[int], limit: int) -> tuple[list
 
 def read_vocab(path: str | Path) -> dict[str, int]:
     """Token -> id. A line is a token (its id the line's number) or a token, TAB and its id."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     vocab: dict[str, int] = {}
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            token, *index = line.strip().split("\t")
-            try:
-                vocab[token.strip()] = int(index[0]) if index else number
-            except ValueError:
-                raise ValueError(
-                    f"{path}:{number + 1}: {index[0]!r} is no id; a line is a token, or token TAB id"
-                ) from None
+    for number, line in enumerate(lines):
+        token, *index = line.strip().split("\t")
+        if index and not (index[0].isdecimal() and int(index[0]) < 2**31):
+            raise ValueError(
+                f"{path}:{number + 1}: {index[0]!r} is no id; a line is a token, or token TAB id"
+            )
+        vocab[token.strip()] = int(index[0]) if index else number
     return vocab
 
 
 def train_vocab(texts: Iterable[str], path: str | Path, size: int = 8000) -> None:
-    """Train a lower-cased WordPiece vocabulary of `size` tokens on `texts` and write it to `path`."""
+    """Train a lower-cased WordPiece vocabulary on `texts` and write it to `path`.
+
+    The same texts give the same vocabulary: every character is a piece from the start, in order, where
+    the trainer by itself would number them by chance.
+    """
     from tokenizers.trainers import WordPieceTrainer
 
     tokenizer = WordPieceTokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    tokenizer.normalizer = BertNormalizer(strip_accents=True, lowercase=False)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    texts = [_SURROGATES.sub("", text).lower() for text in texts]
+    words = {
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    }
+    inner = sorted({f"##{character}" for word in words for character in word[1:]})
+    trainer = WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL_TOKENS, *inner], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    Path(path).write_text("".join(f"{token}\n" for token, _ in vocab), encoding="utf-8")
+    new = Path(path).with_suffix(".new")
+    new.write_text("".join(f"{token}\n" for token, _ in vocab), encoding="utf-8")
+    new.replace(path)
 
 
 class _WordPieces:
@@ -172,8 +192,7 @@ class _WordPieces:
         return [[self._tokenizer.id_to_token(i) for i in ids] for ids in self.ids(texts)]
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        if self._lower_case:
-            texts = [text.lower() for text in texts]
+        texts = [_LATE_CJK.sub(r" \1 ", text.lower() if self._lower_case else text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 

@@ -21,11 +21,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from rocketqa_paddle import checkpoints, device, distributed
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
+from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json
 
 Example = TypeVar("Example")
 Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]]
@@ -203,7 +204,7 @@ class Trainer(Generic[Example]):
         """Write `last/`: parameters, optimizer and where the stage is. Rank 0 only."""
         if not distributed.is_main():
             return
-        with checkpoints.replacing(self.folder) as new:
+        with replacing(self.folder) as new:
             save_file(
                 {name: p.numpy() for name, p in self.parameters.items()}, new / "parameters.safetensors"
             )
@@ -217,12 +218,13 @@ class Trainer(Generic[Example]):
                 if self.precision == "fp16"
                 else None,
             }
-            (new / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            write_json(new / "state.json", state)
 
     def _resume(self) -> None:
         """Go on from `last/` if it holds this stage."""
-        path = self.folder / "state.json"
-        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        folder = whole(self.folder)
+        path = folder / "state.json"
+        state = read_json(path) if path.is_file() else {}
         if state.get("stage") != self.stage:
             return
         for name, ours in {"total_steps": self.total_steps, "examples": len(self.examples)}.items():
@@ -231,8 +233,8 @@ class Trainer(Generic[Example]):
                     f"{path}: {name} was {state[name]}, is now {ours}: go on with the settings and number of "
                     "processes the run began with, or remove the folder"
                 )
-        checkpoints.load_arrays_into(self.parameters, load_file(self.folder / "parameters.safetensors"), path)
-        moments = load_file(self.folder / "optimizer.safetensors")
+        checkpoints.load_arrays_into(self.parameters, read_arrays(folder / "parameters.safetensors"), path)
+        moments = read_arrays(folder / "optimizer.safetensors")
         by_name = {f"{p.name}_{m}": f"{name}.{m}" for name, p in self.parameters.items() for m in _MOMENTS}
         self.optimizer.set_state_dict(
             {theirs: paddle.to_tensor(moments[ours]) for theirs, ours in by_name.items() if ours in moments}

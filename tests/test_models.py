@@ -13,6 +13,7 @@ import pytest
 
 import rocketqa_paddle
 from rocketqa_paddle import checkpoints, retrieval
+from rocketqa_paddle.batching import Batch
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
 from rocketqa_paddle.ernie import ErnieConfig
@@ -121,13 +122,23 @@ def test_the_batch_size_is_the_number_of_rows_computed_together(
     assert rows == [3, 1]
 
 
-def test_inference_keeps_no_gradient_and_no_dropout(folders: dict[str, str]) -> None:
-    model = load_model(folders["dual"])
-    model.checkpoint.network.train()
-    first, second = model.encode_query(QUERIES), model.encode_query(QUERIES)
-    np.testing.assert_array_equal(first, second)
-    assert model.checkpoint.network.training
-    assert all(parameter.grad is None for parameter in model.checkpoint.network.parameters())
+def test_inference_drops_nothing_out_keeps_no_gradient_and_leaves_training_mode_on(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, graphs = DualModel(checkpoints.load(folders["dual"], dropout=0.5)), []
+    network = model.checkpoint.network
+    encode = network.encode_queries
+
+    def keep(batch: Batch) -> paddle.Tensor:
+        vectors = encode(batch)
+        graphs.append(not vectors.stop_gradient)
+        return vectors
+
+    monkeypatch.setattr(network, "encode_queries", keep)
+    network.train()
+    np.testing.assert_array_equal(model.encode_query(QUERIES), model.encode_query(QUERIES))
+    assert not any(graphs) and len(graphs) == 8
+    assert network.training and network.query.training
 
 
 def test_no_texts_give_empty_arrays(dual: DualModel, cross: CrossModel) -> None:

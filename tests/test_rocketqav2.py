@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -21,6 +22,7 @@ from rocketqa_paddle.config import (
     GroupSettings,
     JointSettings,
     OptimizerSettings,
+    RerankerSettings,
     RetrieverSettings,
     WarmupSettings,
 )
@@ -121,9 +123,9 @@ def test_config_yaml_holds_every_setting(whole):
 def test_the_report_has_every_row(whole):
     text = (folder_of(whole) / "report.md").read_text()
     assert text.startswith("**test**: 10 queries over 60 passages\n")
-    rows = re.findall(r"^\| (.+?) +\| (\S+) +\| (\S+) +\|$", text, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (.+?) +\| (.+?) +\| (.+?) +\|$", text, flags=re.MULTILINE)
     names = [name for name, *_ in rows[1:]]
-    assert rows[0] == ("system", "RR@10 (MRR@10)", "Success@5 (R@5)") or rows[0][0] == "system"
+    assert rows[0] == ("system", "RR@10 (MRR@10)", "Success@5 (R@5)")
     assert names[:5] == [
         "start weights",
         "retriever, warmed up",
@@ -172,7 +174,8 @@ def test_best_is_a_search_engine(whole):
     dual, cross = (models.load_model(str(best / name)) for name in ("retriever", "reranker"))
     assert dual.matching(["red dog"], ["the red dog"]).shape == (1,)
     assert cross.matching(["red dog"], ["the red dog"]).shape == (1,)
-    assert "round" in (best / "retriever" / "README.md").read_text() + "warm-up round"
+    for name in ("retriever", "reranker"):
+        assert "on dev" in (best / name / "README.md").read_text()
 
 
 def test_every_stage_has_models_of_its_own(whole):
@@ -261,6 +264,12 @@ def kill_at(owner, name: str, number: int, when: str):
     return prepare
 
 
+def begin(whole, folder):
+    """The settings of another run with the vocabulary of `whole`, so that nothing here rests on its making."""
+    shutil.copytree(folder_of(whole) / "vocabulary", folder / "vocabulary")
+    return dataclasses.replace(whole, output=str(folder))
+
+
 @pytest.mark.parametrize(
     "stop",
     [
@@ -272,7 +281,7 @@ def kill_at(owner, name: str, number: int, when: str):
     ],
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, monkeypatch, stop):
-    settings = dataclasses.replace(whole, output=str(tmp_path / "run"))
+    settings = begin(whole, tmp_path / "run")
     paddle.seed(12345)
     with monkeypatch.context() as patch, pytest.raises(stop(patch)):
         rocketqav2.train(settings)
@@ -296,7 +305,7 @@ def test_training_beats_no_training(data, tmp_path):
         tmp_path / "run",
         data,
         warmup_retriever=WarmupSettings(
-            batch_size=16, steps=60, optimizer=OptimizerSettings(learning_rate=3e-3, warmup_share=0.1)
+            batch_size=20, steps=80, optimizer=OptimizerSettings(learning_rate=6e-3, warmup_share=0.1)
         ),
         warmup_reranker=WarmupSettings(queries=0),
         joint=JointSettings(rounds=0),
@@ -307,30 +316,32 @@ def test_training_beats_no_training(data, tmp_path):
         metrics.evaluate(qrels, formats.read_run(tmp_path / "run" / stage / "hits.test.tsv"), ["RR@10"])
         for stage in ("start", "warm-up")
     ]
-    assert values[0]["RR@10"] < 0.35
-    assert values[1]["RR@10"] > values[0]["RR@10"] + 0.3
+    assert values[0]["RR@10"] < 0.4
+    assert values[1]["RR@10"] > 0.7
     check_best(settings)
 
 
-def test_joint_rounds_teach_the_reranker(data, tmp_path):
+def test_joint_steps_teach_the_reranker(data, tmp_path):
+    best = toy.write_best(tmp_path / "untrained")
     joint = JointSettings(
         rounds=1,
-        batch_size=8,
-        steps=60,
-        optimizer=OptimizerSettings(learning_rate=3e-3, warmup_share=0.1),
+        batch_size=10,
+        steps=40,
+        optimizer=OptimizerSettings(learning_rate=5e-3, warmup_share=0.1),
         groups=GroupSettings(negatives=4, depth=60, sources=["random"]),
     )
     settings = toy.settings(
         tmp_path / "run",
         data,
+        reranker=RerankerSettings(start=str(best / "reranker"), length=28, dropout=0.0),
+        warmup_retriever=WarmupSettings(queries=0),
         warmup_reranker=WarmupSettings(queries=0),
         joint=joint,
-        evaluation=EvaluationSettings(measures=["RR@10"], depth=60, rerank_depth=60),
     )
     rocketqav2.train(settings)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    losses_ = [row["cross_entropy"] for row in rows if "cross_entropy" in row]
-    assert losses_[-1] < 0.6 * losses_[0]
+    first, last = [row["cross_entropy"] for row in rows if "cross_entropy" in row]
+    assert last < 0.7 * first
     check_best(settings)
 
 
@@ -389,23 +400,26 @@ def test_pseudo_labels_of_unlabelled_queries(data, tmp_path, monkeypatch, capsys
         original(self, stage, networks, examples, *rest, **keywords)
 
     monkeypatch.setattr(Trainer, "__init__", remember)
-    # everything a re-ranker scores above the mean is taken: nothing else about these weights is sure
+    # Half of all candidates count as answers: nothing else about random weights is sure.
     monkeypatch.setattr(
         rocketqav2.Calibration,
         "fit",
         lambda positives, negatives: rocketqav2.Calibration(1e6, -1e6 * float(np.median(negatives))),
     )
+    start = str(toy.write_best(tmp_path / "untrained") / "reranker")
     settings = toy.settings(
-        tmp_path / "run", data, data=DataSettings(folder=str(data), tests=["test"], unlabelled="unlabelled")
+        tmp_path / "run",
+        data,
+        data=DataSettings(folder=str(data), tests=["test"], unlabelled="unlabelled"),
+        reranker=RerankerSettings(start=start, length=28),
     )
     rocketqav2.train(with_pseudo(settings))
     sources = [group.source for group in groups]
     assert sources.count("random") == 20
-    assert sources.count("pseudo") == 10
-    assert {group.query.id for group in groups if group.source == "pseudo"} == {
-        f"unlabelled{i}" for i in range(40, 50)
-    }
-    assert "10 pseudo, 20 random groups" in capsys.readouterr().out
+    assert sources.count("pseudo") >= 5
+    assert f"{sources.count('pseudo')} pseudo, 20 random groups" in capsys.readouterr().out
+    unlabelled = {f"unlabelled{i}" for i in range(40, 50)}
+    assert {group.query.id for group in groups if group.source == "pseudo"} <= unlabelled
     scored = formats.read_run(tmp_path / "run" / "round-001" / "scored.unlabelled.tsv")
     for group in groups:
         if group.source == "pseudo":
@@ -483,7 +497,7 @@ def test_more_negatives_than_passages(data, tmp_path, section):
 
 def test_measuring_on_a_sample_leaves_the_training_split_whole(data, tmp_path):
     """A table row for the training split is a common check."""
-    source = DataSettings(folder=str(data), tests=["train"], max_eval_queries=5)
+    source = DataSettings(folder=str(data), tests=["train"], max_dev_queries=5, max_test_queries=5)
     loaded = pipeline.load_collection(toy.settings(tmp_path, data, data=source))
     assert len(loaded.splits["dev"].queries) == 5
     assert set(loaded.splits["dev"].qrels) == set(loaded.splits["dev"].queries)

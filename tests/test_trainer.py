@@ -336,6 +336,42 @@ def test_a_stopped_run_goes_on_to_the_same_parameters(tmp_path, at, number):
     assert_same(arrays(nets), arrays(whole))
 
 
+def test_networks_that_an_earlier_stage_trained(tmp_path):
+    """The same process goes from stage to stage; the one that goes on begins with the second."""
+
+    def second_stage(folder, nets, loss=None):
+        return make_trainer(folder, nets, loss, stage="second", optimizer={"weight_decay": 0.1})
+
+    whole = make_nets(dropout=0.3)
+    make_trainer(tmp_path / "whole", whole, stage="first").fit()
+    second_stage(tmp_path / "whole", whole).fit()
+
+    nets = make_nets(dropout=0.3)
+    make_trainer(tmp_path / "cut", nets, stage="first").fit()
+    with pytest.raises(Stopped):
+        second_stage(tmp_path / "cut", nets, stopping(squared(nets), 5)).fit()
+    nets = {name: Net(0.3) for name in nets}
+    second_stage(tmp_path / "cut", nets).fit()
+    assert_same(arrays(nets), arrays(whole))
+
+
+def test_a_stage_killed_before_its_first_save_logs_no_step_twice(tmp_path):
+    nets = make_nets()
+    loss, calls = squared(nets), []
+
+    def killed(batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        return loss(batch)
+
+    with pytest.raises(MemoryError):
+        make_trainer(tmp_path, nets, killed).fit()
+    again = make_trainer(tmp_path, make_nets())
+    again.fit()
+    assert [row["step"] for row in again.log.read()] == [1, 9]
+
+
 def test_dropout_changes_from_step_to_step(tmp_path):
     """Else the test above would not see a resumed run that draws the wrong numbers."""
     nets, seen = make_nets(dropout=0.5), []

@@ -37,8 +37,8 @@ ANIMALS = ("dog", "cat", "horse", "mouse", "whale", "tiger", "eagle", "snake", "
 PLACES = ("lives near a river", "sleeps under the tree", "runs over dry fields", "waits at home", "swims far")
 FRAMES = {
     "train": ("where is the {} {} ?", range(40)),
-    "dev": ("find me a {1} that is {0}", range(10)),
-    "test": ("find me a {1} that is {0}", range(10, 20)),
+    "dev": ("where is a {} {}", range(10)),
+    "test": ("where is a {} {}", range(10, 20)),
     "unlabelled": ("look for some {} {}", range(40, 50)),
 }
 PAIRS = [(COLOURS[(i + i // 30) % 6], ANIMALS[i % 10]) for i in range(60)]

@@ -1,0 +1,94 @@
+"""Folders that are written whole or not at all; JSON and safetensors files whose errors name the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+
+@contextmanager
+def replacing(folder: str | Path) -> Iterator[Path]:
+    """A new folder to fill; it takes the place of `folder` when the block ends without an error.
+
+    A crash at any moment leaves the old folder, which `whole` finds.
+
+    Raises:
+        ValueError: a file stands in the way.
+    """
+    folder = Path(folder).resolve()
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, but a folder is to be written there: choose another name")
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    for path in (*new.iterdir(), new):
+        _sync(path)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def whole(folder: str | Path) -> Path:
+    """Where to read a folder that `replacing` writes: the old one if a crash came between its renames."""
+    folder = Path(folder).resolve()
+    old = _beside(folder, "old")
+    return old if old.is_dir() and not folder.exists() else folder
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it is not JSON, or not an object; names the file.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object so that people can read it, too."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, as float32.
+
+    Raises:
+        ValueError: the file is cut off, or holds a type that NumPy does not know (bfloat16).
+    """
+    try:
+        return {name: array.astype(np.float32) for name, array in load_file(path).items()}
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
