@@ -76,7 +76,6 @@ def test_buckets_are_row_numbers_of_numpy() -> None:
     assert rows.tolist() == [1, 2, 0]
 
 
-@pytest.mark.xfail(strict=True, reason="it yields empty buckets for ever")
 @pytest.mark.parametrize("max_rows", [0, -1])
 def test_buckets_of_no_rows_are_refused(max_rows: int) -> None:
     with pytest.raises((AssertionError, ValueError)):

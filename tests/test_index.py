@@ -64,7 +64,6 @@ def test_an_index_needs_a_vector_for_every_id_and_one_at_least(vectors: np.ndarr
         VectorIndex(vectors[:0], [])
 
 
-@pytest.mark.xfail(strict=True, reason="faiss answers row -1, which is the last passage's id")
 def test_vectors_that_are_no_numbers_are_refused(vectors: np.ndarray) -> None:
     with pytest.raises(ValueError, match="not a number|NaN|nan"):
         VectorIndex(vectors, IDS).search(np.full((1, 8), np.nan, np.float32), 3)
@@ -99,7 +98,6 @@ def test_ids_of_any_script_and_with_spaces_come_back(tmp_path: Path) -> None:
     assert VectorIndex.load(tmp_path).ids == ids
 
 
-@pytest.mark.xfail(strict=True, reason="ids are read with splitlines(), which cuts at more than a newline")
 @pytest.mark.parametrize("odd", ["a\x0bb", "a\x85b", "a\u2028b", "a\x1cb"])
 def test_ids_with_unusual_separators_come_back(tmp_path: Path, odd: str) -> None:
     VectorIndex(np.eye(2, dtype=np.float32), [odd, "c"]).save(tmp_path)
@@ -121,16 +119,15 @@ def test_a_folder_without_a_file_is_refused(folder: Path, name: str) -> None:
 
 def test_a_folder_that_disagrees_with_itself_is_refused(folder: Path) -> None:
     (folder / "ids.txt").write_text("".join(f"{i}\n" for i in IDS[:-1]))
-    with pytest.raises(ValueError, match="20 vectors, 19 ids, 20 announced: the folder is damaged"):
+    with pytest.raises(ValueError, match="20 vectors and 19 ids .*the folder is damaged"):
         VectorIndex.load(folder)
     (folder / "ids.txt").write_text("".join(f"{i}\n" for i in IDS))
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, "count": 21}))
-    with pytest.raises(ValueError, match="20 vectors, 20 ids, 21 announced"):
+    with pytest.raises(ValueError, match="'count': 21, .*20 vectors and 20 ids"):
         VectorIndex.load(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="faiss's RuntimeError and bare JSON or key errors come through")
 @pytest.mark.parametrize("name, text", [("index.faiss", "cut off"), ("meta.json", "{"), ("meta.json", "{}")])
 def test_a_damaged_file_is_named(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
@@ -138,7 +135,6 @@ def test_a_damaged_file_is_named(folder: Path, name: str, text: str) -> None:
         VectorIndex.load(folder, "made-me")
 
 
-@pytest.mark.xfail(strict=True, reason="the label's format_version, dimension and metric are not read")
 @pytest.mark.parametrize("change", [{"format_version": 2}, {"dimension": 9}, {"metric": "l2"}])
 def test_a_label_that_does_not_fit_is_refused(folder: Path, change: dict) -> None:
     meta = json.loads((folder / "meta.json").read_text())

@@ -23,7 +23,7 @@ FLOORS = {
         3: "models retrieval scoring",
         2: "engine checkpoints convert hub",
         1: "encoders batching formats metrics index",
-        0: "ernie losses tokenization distributed config records device",
+        0: "ernie losses tokenization distributed config records device storage",
     }.items()
     for name in names.split()
 }

@@ -147,7 +147,6 @@ def test_query_and_passage_vectors_come_in_order(retriever: Checkpoint, groups: 
     )
 
 
-@pytest.mark.xfail(strict=True, reason="10 rows are cut into 2 lists of 5, whatever the groups' sizes")
 def test_groups_of_unequal_sizes_are_refused(
     retriever: Checkpoint, reranker: Checkpoint, groups: list[Group]
 ) -> None:
