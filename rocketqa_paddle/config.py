@@ -147,6 +147,9 @@ class GroupSettings:
     """Candidates retrieved a query, from which negatives are drawn."""
     skip: int = 0
     """Leave out this many of the best candidates when drawing undenoised negatives."""
+    file: str | None = None
+    """Train on the lists of this file instead of building any: RocketQAv2's TSV (query, title, text, label;
+    the positive first), DPR JSON or Tevatron JSONL. Longer lists are cut, shorter ones left out and counted."""
     sources: list[Literal["random", "denoised", "pseudo"]] = field(
         default_factory=lambda: ["random", "denoised"]
     )

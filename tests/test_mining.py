@@ -35,7 +35,7 @@ def worlds(draw):
     queries = make_queries(draw(st.integers(1, 4)))
     qrels, run = {}, {}
     for query in queries:
-        qrels[query.id] = {i: 0 for i in draw(st.sets(IDS, max_size=3))}
+        qrels[query.id] = dict.fromkeys(draw(st.sets(IDS, max_size=3)), 0)
         qrels[query.id] |= {i: draw(st.integers(1, 3)) for i in draw(st.sets(IDS, min_size=1, max_size=3))}
         ids = draw(st.lists(IDS, unique=True, max_size=SIZE))
         scores = draw(st.lists(st.floats(-9, 9), min_size=len(ids), max_size=len(ids)))

@@ -265,7 +265,7 @@ def kill_at(owner, name: str, number: int, when: str):
 
 
 def begin(whole, folder):
-    """The settings of another run with the vocabulary of `whole`, so that nothing here rests on its making."""
+    """Settings of another run. It gets the vocabulary of `whole`: how that is made is tested above."""
     shutil.copytree(folder_of(whole) / "vocabulary", folder / "vocabulary")
     return dataclasses.replace(whole, output=str(folder))
 

@@ -129,7 +129,7 @@ def test_every_rate_is_above_zero_and_at_most_the_peak(total, share, decay):
 
 def adamw(values, gradients, steps, decayed, decay=0.01, beta1=0.9, beta2=0.999, epsilon=1e-8):
     """Loshchilov and Hutter's AdamW, `gradients[i]` and rate `steps[i]` for step i."""
-    first = {name: 0.0 for name in values}
+    first = dict.fromkeys(values, 0.0)
     second = dict(first)
     for number, (rates, gradient) in enumerate(zip(steps, gradients, strict=True), 1):
         for name, g in gradient.items():

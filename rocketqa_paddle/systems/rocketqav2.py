@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from paddle import Tensor
 
@@ -38,6 +39,8 @@ class JointRun(Pipeline):
         super().__init__(settings)
         self.rounds = [f"round-{number:03d}" for number in range(1, settings.joint.rounds + 1)]
         self._plan_queries()
+        if lists := settings.joint.groups.file:
+            formats.read_training_groups(lists)  # raises now, not after hours, if it cannot be read
 
     def _plan_queries(self) -> None:
         """Deal out the training queries: each use takes the next ones, from the start again at the end."""
@@ -144,6 +147,8 @@ class JointRun(Pipeline):
     def hybrid_groups(self, before: str, stage: str, reranker: Checkpoint) -> list[Group]:
         """Undenoised, denoised and pseudo-labelled groups, as the settings ask (section 3.3)."""
         s, queries = self.settings.joint.groups, self.queries[stage]
+        if s.file:
+            return self._read_groups(s.file, s.negatives + 1)
         candidates = self.hits(before, f"train.{stage}")
         miner = Miner(
             self.passages, self.train_split.qrels, s.negatives, self.settings.seed + self.rounds.index(stage)
@@ -159,6 +164,17 @@ class JointRun(Pipeline):
         if "pseudo" in s.sources:
             groups += self._pseudo_groups(before, stage, miner, reranker)
         self.say(f"{stage}: {miner.report}")
+        return groups
+
+    def _read_groups(self, path: str, size: int) -> list[Group]:
+        """The lists of a file, cut to `size` passages."""
+        groups, short = [], 0
+        for group in formats.read_training_groups(path, list_size=size):
+            if len(group.passages) < size:
+                short += 1
+            else:
+                groups.append(replace(group, passages=group.passages[:size], labels=group.labels[:size]))
+        self.say(f"{path}: {len(groups)} lists of {size} passages; {short} shorter ones left out")
         return groups
 
     def _pseudo_groups(self, before: str, stage: str, miner: Miner, reranker: Checkpoint) -> list[Group]:
