@@ -149,7 +149,7 @@ class GroupSettings:
     """Leave out this many of the best candidates when drawing undenoised negatives."""
     file: str | None = None
     """Train on the lists of this file instead of building any: RocketQAv2's TSV (query, title, text, label;
-    the positive first), DPR JSON or Tevatron JSONL. Longer lists are cut, shorter ones left out and counted."""
+    the positive first), DPR JSON or Tevatron JSONL. Longer lists are cut, shorter ones left out."""
     sources: list[Literal["random", "denoised", "pseudo"]] = field(
         default_factory=lambda: ["random", "denoised"]
     )

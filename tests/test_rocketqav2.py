@@ -495,6 +495,17 @@ def test_more_negatives_than_passages(data, tmp_path, section):
     refused(lambda: toy.settings(tmp_path, data, **changes), "60 negatives a group")
 
 
+@pytest.mark.parametrize("wrong", ["kind", "length", "nowhere"])
+def test_a_reranker_that_cannot_start(whole, data, tmp_path, wrong):
+    """Before the retriever is warmed up, which may take days."""
+    change, message = {
+        "kind": ({"start": str(folder_of(whole) / "best" / "retriever")}, "expected a CrossEncoder"),
+        "length": ({"start": "tiny", "length": 600}, "600"),
+        "nowhere": ({"start": "package:no_such_package/model"}, "no_such_package"),
+    }[wrong]
+    refused(lambda: toy.settings(tmp_path / "run", data, reranker=RerankerSettings(**change)), message)
+
+
 def test_measuring_on_a_sample_leaves_the_training_split_whole(data, tmp_path):
     """A table row for the training split is a common check."""
     source = DataSettings(folder=str(data), tests=["train"], max_dev_queries=5, max_test_queries=5)
