@@ -13,6 +13,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python}
 [ -n "${PYTHON:-}" ] || [ ! -x "$root/.venv/bin/python" ] || python=$root/.venv/bin/python
 
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
 rocketqa() { "$python" -m rocketqa_paddle "$@"; }
 
 if [ $# -gt 0 ]; then

@@ -44,7 +44,7 @@ def length_buckets(
     padding (one row always fits). Longest first: memory peaks at once, and time left is a safe guess.
     """
     if max_rows < 1:
-        raise ValueError(f"max_rows={max_rows}, expected at least 1")
+        raise ValueError(f"batches of {max_rows} rows, expected at least 1")
     order = np.argsort(np.asarray(lengths), kind="stable")[::-1]
     start = 0
     while start < len(order):

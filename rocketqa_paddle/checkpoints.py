@@ -69,7 +69,7 @@ def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
         card: Markdown on data, system and measures, for the model card.
     """
     network, tokenizer = checkpoint.network, checkpoint.tokenizer
-    with replacing(folder) as new:
+    with replacing(folder, marker="config.json") as new:
         vocabulary = tokenizer.save(new)
         config = {
             "format_version": FORMAT_VERSION,
@@ -130,8 +130,8 @@ def load(
     """
     folder = whole(folder)
     config = read_config(folder)
-    if kind not in (None, config["model_type"]):
-        raise ValueError(f"{folder} is a {config['model_type']}, expected a {kind}")
+    if kind not in (None, config.get("model_type")):
+        raise ValueError(f"{folder} is a {config.get('model_type')}, expected a {kind}")
     try:
         network = _build(config, dropout=dropout, use_recompute=use_recompute)
         settings, lengths = dict(config["tokenizer"]), dict(config["lengths"])

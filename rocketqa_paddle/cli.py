@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,9 +14,9 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from rocketqa_paddle import __version__
 from rocketqa_paddle.config import EvaluationSettings, RocketQAv2Settings
 from rocketqa_paddle.device import import_paddle, select_device, tune_cpu
-from rocketqa_paddle.records import Query
+from rocketqa_paddle.records import Passage, Query
 
-T = TypeVar("T")
+Record = TypeVar("Record", Query, Passage)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -59,13 +59,13 @@ def encode(
     model = checkpoints.load(checkpoint, kind=DUAL)
 
     if kind == "queries":
-        queries = _not_empty(input, list(formats.read_queries(input)))
-        ids = [query.id for query in queries]
-        vectors = retrieval.encode_queries(model, [query.text for query in queries], batch_size=batch_size)
+        queries = _by_id(input, formats.read_queries(input))
+        ids = list(queries)
+        vectors = retrieval.encode_queries(model, [q.text for q in queries.values()], batch_size=batch_size)
     else:
-        passages = _not_empty(input, list(formats.read_passages(input, titles)))
-        ids = [passage.id for passage in passages]
-        columns = [passage.title for passage in passages], [passage.text for passage in passages]
+        passages = _by_id(input, formats.read_passages(input, titles))
+        ids = list(passages)
+        columns = [p.title for p in passages.values()], [p.text for p in passages.values()]
         vectors = retrieval.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
     stem = output.removesuffix(".npy")
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def index(
     from rocketqa_paddle import checkpoints, formats
     from rocketqa_paddle.retrieval import CorpusIndex
 
-    corpus = {p.id: p for p in _not_empty(passages, list(formats.read_passages(passages, titles)))}
+    corpus = _by_id(passages, formats.read_passages(passages, titles))
     select_device(use_cuda)
     model = checkpoints.load(checkpoint, kind=DUAL)
     CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(
@@ -131,6 +131,8 @@ def search(
     from rocketqa_paddle import checkpoints, formats, retrieval
     from rocketqa_paddle.index import VectorIndex, read_texts
 
+    if k < 1 or depth < 1:
+        raise ValueError(f"k={k}, depth={depth}, expected at least 1 of each")
     wanted = _queries(query, queries, output)
     folder = Path(checkpoint)
     if (folder / "retriever").is_dir():
@@ -151,7 +153,7 @@ def search(
     passages = read_texts(index, found)
     if reranker:
         run = retrieval.rerank(
-            checkpoints.load(reranker, kind=CROSS), run, passages, wanted, depth, progress=""
+            checkpoints.load(reranker, kind=CROSS), run, passages, wanted, max(k, depth), progress=""
         )
     run = {query_id: hits[:k] for query_id, hits in run.items()}
     if output:
@@ -224,6 +226,12 @@ def evaluate(
 
     judged = formats.load_qrels(qrels)
     rows = [Row(name, formats.read_run(name)) for name in (baseline, run) if name]
+    for row in rows:
+        missing = judged.keys() - row.run.keys()
+        if missing == judged.keys():
+            raise ValueError(f"{row.name} has hits for none of the {len(judged)} queries of {qrels}")
+        if missing:
+            print(f"{row.name} has no hits for {len(missing)} of {len(judged)} queries; they count as 0")
     print(report.table(f"{len(judged)} queries of {qrels}", rows, judged, measures))
     if baseline:
         print("\n" + report.significance(rows[1], rows[0], judged, measures[0]))
@@ -295,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
         call = parse(sys.argv[1:] if arguments is None else arguments)
         import_paddle()
         call()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ROCKETQA_DEBUG"):
             raise
         sys.exit(_fail(f"rocketqa: {error}", 2))
@@ -324,16 +332,22 @@ def _queries(words: list[str], file: str | None, output: str | None) -> dict[str
     if file:
         if not output:
             raise ValueError("--queries needs --output, the run file to write")
-        return {query.id: query for query in _not_empty(file, list(formats.read_queries(file)))}
+        return _by_id(file, formats.read_queries(file))
     if not all(text.strip() for text in words):
         raise ValueError("an empty query: give some words to search for")
     return {str(number): Query(str(number), text) for number, text in enumerate(words, 1)}
 
 
-def _not_empty(path: str, items: list[T]) -> list[T]:
-    if not items:
+def _by_id(path: str, records: Iterable[Record]) -> dict[str, Record]:
+    """Records by id, of which there must be some, and each once."""
+    keyed: dict[str, Record] = {}
+    for record in records:
+        if record.id in keyed:
+            raise ValueError(f"{path}: id {record.id!r} stands twice; every line needs an id of its own")
+        keyed[record.id] = record
+    if not keyed:
         raise ValueError(f"{path}: the file is empty")
-    return items
+    return keyed
 
 
 def _short(text: str, width: int = 160) -> str:

@@ -10,10 +10,24 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def _at_least(minimum: float, **values: float) -> None:
+def _at_least(minimum: float, **values: float | None) -> None:
+    """Refuse a setting below `minimum`; None stands for a setting left empty."""
     for name, value in values.items():
-        if value < minimum:
+        if value is not None and not value >= minimum:
             raise ValueError(f"{name}={value}, expected at least {minimum}")
+
+
+def _share(**values: float) -> None:
+    """Refuse a setting outside [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value}, expected 0 or more and less than 1")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value}, expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,9 @@ class DataSettings:
     """Choose by this many dev queries, drawn at random; all of them when empty."""
     max_test_queries: int | None = None
     """Report on this many queries a test split, drawn at random; all of them when empty."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, max_dev_queries=self.max_dev_queries, max_test_queries=self.max_test_queries)
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,8 @@ class RetrieverSettings:
     def __post_init__(self) -> None:
         _at_least(3, query_length=self.query_length)
         _at_least(4, passage_length=self.passage_length)
+        _share(dropout=self.dropout)
+        _positive(temperature=self.temperature)
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,7 @@ class RerankerSettings:
 
     def __post_init__(self) -> None:
         _at_least(5, length=self.length)
+        _share(dropout=self.dropout)
 
 
 @dataclass(frozen=True)
@@ -99,6 +119,11 @@ class OptimizerSettings:
     """Decoupled weight decay."""
     clip_norm: float = 1.0
     """Largest norm of all gradients together."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, learning_rate=self.learning_rate)
+        _positive(clip_norm=self.clip_norm)
+        _share(warmup_share=self.warmup_share, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -117,7 +142,9 @@ class StageSettings:
     """The optimizer of this stretch."""
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_size=self.batch_size, accumulate=self.accumulate, epochs=self.epochs)
+        _at_least(
+            1, batch_size=self.batch_size, accumulate=self.accumulate, epochs=self.epochs, steps=self.steps
+        )
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} equal parts"
@@ -135,6 +162,15 @@ class WarmupSettings(StageSettings):
     easy_negatives: int = 0
     """Re-ranker only: draw this many of the negatives from the whole corpus instead. An encoder that never
     read pairs learns little from hard negatives alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(0, queries=self.queries, easy_negatives=self.easy_negatives)
+        _at_least(1, negatives=self.negatives)
+        if self.easy_negatives > self.negatives:
+            raise ValueError(
+                f"easy_negatives={self.easy_negatives}, but there are only negatives={self.negatives} in all"
+            )
 
 
 @dataclass(frozen=True)
@@ -160,7 +196,8 @@ class GroupSettings:
     """Pseudo labels: a candidate is a positive if the re-ranker's probability is above this."""
 
     def __post_init__(self) -> None:
-        _at_least(1, negatives=self.negatives, depth=self.depth)
+        _at_least(1, negatives=self.negatives, depth=self.depth, sources=len(self.sources))
+        _at_least(0, skip=self.skip)
         if not 0 < self.negative_below < self.positive_above < 1:
             raise ValueError(
                 f"negative_below={self.negative_below}, positive_above={self.positive_above}: "
@@ -196,6 +233,12 @@ class JointSettings(StageSettings):
     """The candidate lists."""
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     """The loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(1, queries=self.queries)
+        _at_least(0, rounds=self.rounds)
+        _positive(retriever_rate=self.retriever_rate)
 
 
 @dataclass(frozen=True)
@@ -246,6 +289,8 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         _at_least(1, encode_batch=self.encode_batch)
+        if self.precision != "fp32" and not self.use_cuda:
+            raise ValueError(f"precision={self.precision} needs use_cuda=true: a CPU computes in fp32 anyway")
 
 
 @dataclass(frozen=True)

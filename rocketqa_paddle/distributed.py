@@ -64,6 +64,15 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether any rank says yes; all get the same answer."""
+    if world_size() == 1:
+        return flag
+    answer = paddle.to_tensor([int(flag)])
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
+
+
 def average_gradients(parameters: Iterable[paddle.Tensor]) -> None:
     """Replace every gradient by its mean over ranks.
 

@@ -26,11 +26,15 @@ class Comparison:
 
 def parse_measures(names: Sequence[str]) -> list[ir_measures.Measure]:
     """Measures by name; a name that ir_measures does not know is a `ValueError`."""
+    if not names:
+        raise ValueError("no measures: give names such as RR@10, Success@50, nDCG@10")
     measures = []
     for name in names:
         try:
-            measures.append(ir_measures.parse_measure(name))
-        except (NameError, ValueError, SyntaxError):
+            measure = ir_measures.parse_measure(name)
+            list(ir_measures.iter_calc([measure], {"q": {"p": 1}}, {"q": {"p": 1.0}}))
+            measures.append(measure)
+        except Exception:  # whatever it is: each provider of ir_measures has errors of its own
             raise ValueError(
                 f"unknown measure {name!r}, expected names such as RR@10, Success@50, nDCG@10"
             ) from None

@@ -74,7 +74,9 @@ class Calibration:
             raise ValueError(
                 f"calibration needs both sides: {len(positives)} positives, {len(negatives)} negatives"
             )
-        scores = np.concatenate([positives, negatives])
+        raw = np.concatenate([positives, negatives])
+        middle, spread = raw.mean(), raw.std() or 1.0
+        scores = (raw - middle) / spread
         high, low = (len(positives) + 1) / (len(positives) + 2), 1 / (len(negatives) + 2)
         targets = np.repeat([high, low], [len(positives), len(negatives)])
 
@@ -83,7 +85,7 @@ class Calibration:
             return float((np.logaddexp(0, logits) - targets * logits).sum())
 
         slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
-        return cls(float(slope), float(offset))
+        return cls(float(slope / spread), float(offset - slope * middle / spread))
 
 
 class Miner:

@@ -39,7 +39,7 @@ class Pipeline:
     def __init__(self, settings: RunSettings) -> None:
         self.settings, self.folder = settings, Path(settings.output)
         metrics.parse_measures(settings.evaluation.measures)
-        self.collection = load_collection(settings)
+        self.collection, self._evaluated = load_collection(settings)
         self.passages, self.train_split = (
             self.collection.passages,
             self.collection.splits[settings.data.train],
@@ -53,8 +53,8 @@ class Pipeline:
         return self.settings.evaluation.measures[0]
 
     def split(self, name: str) -> Split:
-        """Queries and judgements of a split."""
-        return self.collection.splits[name]
+        """Queries and judgements that a dev or test split is measured by."""
+        return self._evaluated[name]
 
     def say(self, text: str) -> None:
         """Tell the user, once for all ranks."""
@@ -129,7 +129,7 @@ class Pipeline:
                 self._keep_best(stage, retriever, index, runs[settings.data.dev])
             for name, run in runs.items():
                 self.write_run(paths[name], run)
-            self._log_dev(stage, "retriever", runs[settings.data.dev])
+        self._log_dev(stage, "retriever", self.hits(stage, settings.data.dev))
 
     def _keep_best(self, stage: str, retriever: Checkpoint, index: CorpusIndex, dev: Run) -> None:
         """Put the retriever and its index into `best/` if it does better on dev than every stage before."""
@@ -179,22 +179,21 @@ class Pipeline:
 
     def rerank_dev(self, stage: str, reranker: Checkpoint, candidates: str) -> None:
         """Re-rank what the stage `candidates` found for the dev queries, and log the measures."""
-        dev, path = self.settings.data.dev, self.folder / stage / "reranked.dev.tsv"
-        if not path.is_file():
-            depth, queries = self.settings.evaluation.rerank_depth, self.split(dev).queries
-            run = self.rerank(
-                path, reranker, self.hits(candidates, dev), queries, depth, f"{stage}: re-rank dev"
-            )
-            self._log_dev(stage, "reranker", run)
+        dev, depth = self.settings.data.dev, self.settings.evaluation.rerank_depth
+        path, queries = self.folder / stage / "reranked.dev.tsv", self.split(dev).queries
+        run = self.rerank(path, reranker, self.hits(candidates, dev), queries, depth, f"{stage}: re-rank dev")
+        self._log_dev(stage, "reranker", run)
 
     def _log_dev(self, stage: str, model: str, run: Run) -> None:
+        """Log and tell a stage's dev measures, once."""
         values = metrics.evaluate(
             self.split(self.settings.data.dev).qrels, run, self.settings.evaluation.measures
         )
-        self.log.write(stage=stage, **{f"dev/{model}/{name}": value for name, value in values.items()})
-        self.say(
-            f"{stage}: {model} on dev: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        )
+        row = {f"dev/{model}/{name}": value for name, value in values.items()}
+        if not any(old["stage"] == stage and row.keys() <= old.keys() for old in self.log.read()):
+            self.log.write(stage=stage, **row)
+            measured = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+            self.say(f"{stage}: {model} on dev: {measured}")
 
     def write_run(self, path: Path, run: Run) -> None:
         """Write a run on rank 0 while the others wait."""
@@ -272,7 +271,7 @@ def claim_folder(settings: RunSettings) -> None:
     path = Path(settings.output) / "config.yaml"
     ours = _flat(dataclasses.asdict(settings))
     if path.is_file():
-        theirs = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        theirs = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         changed = sorted(
             key
             for key in ours.keys() | theirs.keys()
@@ -284,6 +283,7 @@ def claim_folder(settings: RunSettings) -> None:
                 + ", ".join(f"{key}: {theirs.get(key)}, now {ours.get(key)}" for key in changed)
                 + "): go on with those, or choose another --output"
             )
+    distributed.barrier()  # every rank has read it
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False), encoding="utf-8")
@@ -298,8 +298,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def load_collection(settings: RunSettings) -> Collection:
-    """Read the corpus and the splits that the settings name, and keep the queries that they ask for.
+def load_collection(settings: RunSettings) -> tuple[Collection, dict[str, Split]]:
+    """Read the corpus and the splits that the settings name.
+
+    Returns:
+        The collection, and apart from it the dev and test splits, cut down to the queries asked for.
 
     Raises:
         ValueError: a split that trains or measures has no judgements.
@@ -314,8 +317,7 @@ def load_collection(settings: RunSettings) -> Collection:
                 f"{data.folder}: split {name!r} has no judgements (qrels.{name}.tsv), but it needs them"
             )
     limits = {**dict.fromkeys(data.tests, data.max_test_queries), data.dev: data.max_dev_queries}
-    evaluated = {name: _sample(collection.splits[name], limit) for name, limit in limits.items()}
-    return Collection(collection.passages, {**collection.splits, **evaluated})
+    return collection, {name: _sample(collection.splits[name], limit) for name, limit in limits.items()}
 
 
 def _sample(split: Split, count: int | None) -> Split:

@@ -81,6 +81,8 @@ def _infer(
     progress: str,
 ) -> np.ndarray:
     """Run `forward` without gradient over `count` rows, in buckets of like length, back in order."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}, expected at least 1")
     network, pad_id = checkpoint.network, checkpoint.tokenizer.pad_id
     training, parts = network.training, []
     network.eval()
@@ -153,7 +155,7 @@ class CorpusIndex:
         """
         parts = distributed.gather(self._vectors)
         if distributed.is_main():
-            with replacing(folder) as new:
+            with replacing(folder, marker="meta.json") as new:
                 VectorIndex(np.concatenate(parts), list(self._passages), model).save(new)
                 write_texts(new, self._passages.values())
         distributed.barrier()
@@ -224,6 +226,8 @@ def bm25(passages: Mapping[str, Passage], queries: Mapping[str, Query], k: int) 
     """The `k` best passages of every query by BM25 over title and text, for comparison. Needs bm25s."""
     import bm25s
 
+    if not queries:
+        return {}
     ids = list(passages)
     tokens = bm25s.tokenize(
         [f"{passages[i].title} {passages[i].text}" for i in ids], stopwords="en", show_progress=False

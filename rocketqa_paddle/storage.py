@@ -16,17 +16,25 @@ from safetensors.numpy import load_file
 
 
 @contextmanager
-def replacing(folder: str | Path) -> Iterator[Path]:
+def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
     """A new folder to fill; it takes the place of `folder` when the block ends without an error.
 
     A crash at any moment leaves the old folder, which `whole` finds.
 
+    Args:
+        folder: where to write.
+        marker: name of a file that every folder of this kind has. A folder without it is not ours.
+
     Raises:
-        ValueError: a file stands in the way.
+        ValueError: a file, or a folder with other things in it, stands in the way. Nothing is touched.
     """
     folder = Path(folder).resolve()
     if folder.is_file():
         raise ValueError(f"{folder} is a file, but a folder is to be written there: choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise ValueError(
+            f"{folder} holds other files (and no {marker}), which would be lost: choose another name"
+        )
     new, old = _beside(folder, "new"), _beside(folder, "old")
     if old.exists() and not folder.exists():
         old.rename(folder)

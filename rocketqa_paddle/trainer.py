@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import paddle
 from paddle import Tensor, nn
+from paddle.utils import unique_name
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
@@ -39,7 +40,7 @@ class Stopped(RuntimeError):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line. Only rank 0 writes."""
+    """`metrics.jsonl`: one JSON object a line. Only rank 0 writes, so losses are those of its share."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -51,10 +52,9 @@ class MetricsLog:
                 file.write(json.dumps({"time": round(time.time(), 1), **values}) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        if not self.path.is_file():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        """All lines so far, without a last one that a crash cut off."""
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
+        return [json.loads(line) for line in lines[:-1]]
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what `stage` logged after `step`: those steps will be taken again."""
@@ -142,10 +142,11 @@ class Trainer(Generic[Example]):
                     logged = now
                     self.log.write(stage=self.stage, step=self.step, **values)
                     bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-                if stop.is_set() or now - saved > self.save_seconds:
+                stopping = distributed.any_rank(stop.is_set())
+                if stopping or now - saved > self.save_seconds:
                     saved = now
                     self.save()
-                if stop.is_set():
+                if stopping:
                     raise Stopped(f"{self.stage}, step {self.step} of {self.total_steps}")
         for network in self.networks.values():
             network.eval()
@@ -156,20 +157,26 @@ class Trainer(Generic[Example]):
         paddle.seed(_hash(self.seed, self.stage, self.step, distributed.rank()))
         values = self._backward(self._batch(self.step))
         self.step += 1
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"{self.stage}, step {self.step}: the loss is {values['loss']}; lower the learning rate"
-                + (" or set precision=bf16" if self.precision == "fp16" else "")
-                + f". The last saved state is in {self.folder}"
-            )
+        self._check_finite("loss", values["loss"])
         distributed.average_gradients(self.parameters.values())
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.optimizer.clip_norm)
+        if self.precision != "fp16":  # there the scaler leaves such a step out and lowers its scale
+            self._check_finite("gradient", float(norm))
         self.optimizer.set_lr(rate)
-        self.scaler.step(self.optimizer)
+        with unique_name.guard():  # so that Paddle numbers Adam's state from 0, whatever ran before
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad(set_to_zero=False)
         return {**values, "learning_rate": rate, "gradient_norm": float(norm)}
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{self.stage}, step {self.step}: the {what} is {value}; lower the learning rate"
+                + (" or set precision=bf16" if self.precision == "fp16" else "")
+                + f". The last saved state is in {self.folder}"
+            )
 
     def _backward(self, batch: list[Example]) -> dict[str, float]:
         """Accumulate the gradient of the batch's mean loss, part by part."""
@@ -204,7 +211,7 @@ class Trainer(Generic[Example]):
         """Write `last/`: parameters, optimizer and where the stage is. Rank 0 only."""
         if not distributed.is_main():
             return
-        with replacing(self.folder) as new:
+        with replacing(self.folder, marker="state.json") as new:
             save_file(
                 {name: p.numpy() for name, p in self.parameters.items()}, new / "parameters.safetensors"
             )
@@ -214,6 +221,7 @@ class Trainer(Generic[Example]):
                 "step": self.step,
                 "total_steps": self.total_steps,
                 "examples": len(self.examples),
+                "processes": distributed.world_size(),
                 "loss_scale": float(self.scaler.state_dict().get("scale", 1.0))
                 if self.precision == "fp16"
                 else None,
@@ -226,8 +234,14 @@ class Trainer(Generic[Example]):
         path = folder / "state.json"
         state = read_json(path) if path.is_file() else {}
         if state.get("stage") != self.stage:
+            self.log.rewind(self.stage, 0)
             return
-        for name, ours in {"total_steps": self.total_steps, "examples": len(self.examples)}.items():
+        now = {
+            "total_steps": self.total_steps,
+            "examples": len(self.examples),
+            "processes": distributed.world_size(),
+        }
+        for name, ours in now.items():
             if state[name] != ours:
                 raise ValueError(
                     f"{path}: {name} was {state[name]}, is now {ours}: go on with the settings and number of "
@@ -235,9 +249,12 @@ class Trainer(Generic[Example]):
                 )
         checkpoints.load_arrays_into(self.parameters, read_arrays(folder / "parameters.safetensors"), path)
         moments = read_arrays(folder / "optimizer.safetensors")
-        by_name = {f"{p.name}_{m}": f"{name}.{m}" for name, p in self.parameters.items() for m in _MOMENTS}
         self.optimizer.set_state_dict(
-            {theirs: paddle.to_tensor(moments[ours]) for theirs, ours in by_name.items() if ours in moments}
+            {
+                f"{parameter.name}_{moment}": paddle.to_tensor(moments[f"{name}.{moment}"])
+                for name, parameter in self.parameters.items()
+                for moment in _MOMENTS
+            }
         )
         if self.precision == "fp16":
             self.scaler.load_state_dict(
@@ -250,10 +267,9 @@ class Trainer(Generic[Example]):
         """Adam's state under our parameter names: Paddle's own change from one process to the next."""
         state = self.optimizer.state_dict()
         return {
-            f"{name}.{moment}": state[f"{p.name}_{moment}"].numpy()
-            for name, p in self.parameters.items()
+            f"{name}.{moment}": state[f"{parameter.name}_{moment}"].numpy()
+            for name, parameter in self.parameters.items()
             for moment in _MOMENTS
-            if f"{p.name}_{moment}" in state
         }
 
 

@@ -146,7 +146,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_error_while_writing_leaves_the_old_folder_whole(saved: Path) -> None:
     before = contents(saved)
-    with pytest.raises(KeyboardInterrupt), storage.replacing(saved) as new:
+    with pytest.raises(KeyboardInterrupt), storage.replacing(saved, marker="config.json") as new:
         (new / "config.json").write_text("half")
         raise KeyboardInterrupt
     assert contents(saved) == before
@@ -167,11 +167,22 @@ def test_a_failed_save_leaves_the_old_folder_whole(
     assert contents(saved) == before
 
 
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    with (
+        pytest.raises(ValueError, match="work holds other files"),
+        storage.replacing(tmp_path / "work", marker="config.json"),
+    ):
+        raise AssertionError("the block must not run")
+    assert contents(tmp_path / "work") == {"thesis.txt": b"years"}
+
+
 def test_leftovers_of_a_failed_save_do_not_reach_the_next(saved: Path) -> None:
-    with pytest.raises(RuntimeError), storage.replacing(saved) as new:
+    with pytest.raises(RuntimeError), storage.replacing(saved, marker="config.json") as new:
         (new / "junk").write_text("x")
         raise RuntimeError
-    with storage.replacing(saved) as new:
+    with storage.replacing(saved, marker="config.json") as new:
         (new / "only").write_text("y")
     assert contents(saved) == {"only": b"y"}
     assert {path.name for path in saved.parent.iterdir()} == {"saved"}

@@ -509,8 +509,9 @@ def test_a_reranker_that_cannot_start(whole, data, tmp_path, wrong):
 def test_measuring_on_a_sample_leaves_the_training_split_whole(data, tmp_path):
     """A table row for the training split is a common check."""
     source = DataSettings(folder=str(data), tests=["train"], max_dev_queries=5, max_test_queries=5)
-    loaded = pipeline.load_collection(toy.settings(tmp_path, data, data=source))
-    assert len(loaded.splits["dev"].queries) == 5
-    assert set(loaded.splits["dev"].qrels) == set(loaded.splits["dev"].queries)
+    loaded, evaluated = pipeline.load_collection(toy.settings(tmp_path, data, data=source))
+    assert len(evaluated["dev"].queries) == 5
+    assert set(evaluated["dev"].qrels) == set(evaluated["dev"].queries)
+    assert len(loaded.splits["train"].queries) == 40
     run = rocketqav2.JointRun(toy.settings(tmp_path / "run", data, data=source))
     assert len(run.train_split.queries) == 40

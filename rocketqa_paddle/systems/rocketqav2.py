@@ -39,6 +39,11 @@ class JointRun(Pipeline):
         super().__init__(settings)
         self.rounds = [f"round-{number:03d}" for number in range(1, settings.joint.rounds + 1)]
         self._plan_queries()
+        negatives = max(settings.warmup_reranker.negatives, settings.joint.groups.negatives)
+        if negatives >= len(self.passages):
+            raise ValueError(
+                f"{negatives} negatives a group, but the corpus has only {len(self.passages)} passages"
+            )
         if lists := settings.joint.groups.file:
             formats.read_training_groups(lists)  # raises now, not after hours, if it cannot be read
 
@@ -53,11 +58,12 @@ class JointRun(Pipeline):
 
     def train(self) -> None:
         """Every stage in turn, then the report."""
+        retriever, reranker = self.start_retriever(), self.start_reranker()
         if self.settings.evaluation.start:
-            self.search(START, self.start_retriever(), {}, depth=0, keep_best=False)
-        retriever = self.warm_up_retriever()
+            self.search(START, retriever, {}, depth=0, keep_best=False)
+        retriever = self.warm_up_retriever(retriever)
         self._search(WARMUP, retriever, following=["reranker", *self.rounds[:1]])
-        reranker = self.warm_up_reranker()
+        reranker = self.warm_up_reranker(reranker)
         self.rerank_dev(WARMUP, reranker, candidates=WARMUP)
         for before, stage, after in zip(
             [WARMUP, *self.rounds], self.rounds, [*self.rounds[1:], None], strict=False
@@ -72,14 +78,13 @@ class JointRun(Pipeline):
         """Search for the evaluation and for the training that follows."""
         more = {f"train.{use}": self.queries[use] for use in following}
         if following and self.settings.data.unlabelled:
-            more["unlabelled"] = self.split(self.settings.data.unlabelled).queries
+            more["unlabelled"] = self.collection.splits[self.settings.data.unlabelled].queries
         self.search(stage, retriever, more, self.settings.joint.groups.depth)
 
     # Stages -------------------------------------------------------------------------------------
 
-    def warm_up_retriever(self) -> Checkpoint:
+    def warm_up_retriever(self, retriever: Checkpoint) -> Checkpoint:
         """In-batch training on labelled positives."""
-        retriever = self.start_retriever()
 
         def groups() -> list[Group]:
             miner = Miner(self.passages, self.train_split.qrels, 0, self.settings.seed)
@@ -91,9 +96,8 @@ class JointRun(Pipeline):
 
         return self._warm_up("retriever", retriever, groups, loss)
 
-    def warm_up_reranker(self) -> Checkpoint:
+    def warm_up_reranker(self, reranker: Checkpoint) -> Checkpoint:
         """Listwise training on the warmed-up retriever's candidates."""
-        reranker = self.start_reranker()
 
         def groups() -> list[Group]:
             miner = Miner(
@@ -159,6 +163,11 @@ class JointRun(Pipeline):
         if {"denoised", "pseudo"} & set(s.sources):
             scored = self._score_candidates(stage, "train", reranker, candidates, queries, self.train_split)
             miner.calibration = self._calibrate(scored)
+            if miner.calibration.slope <= 0:
+                self.say(
+                    f"{stage}: the re-ranker prefers other candidates to labelled positives: not denoising"
+                )
+                return groups
         if "denoised" in s.sources:
             groups += miner.denoised(queries.values(), scored, below=s.negative_below)
         if "pseudo" in s.sources:
@@ -178,7 +187,7 @@ class JointRun(Pipeline):
         return groups
 
     def _pseudo_groups(self, before: str, stage: str, miner: Miner, reranker: Checkpoint) -> list[Group]:
-        s, split = self.settings.joint.groups, self.split(self.settings.data.unlabelled)
+        s, split = self.settings.joint.groups, self.collection.splits[self.settings.data.unlabelled]
         candidates = self.hits(before, "unlabelled")
         scored = self._score_candidates(stage, "unlabelled", reranker, candidates, split.queries, split)
         unlabelled = miner.for_queries_of(split)
@@ -234,7 +243,9 @@ class JointRun(Pipeline):
 
     def report(self, best: Mapping[str, str]) -> None:
         """Measure every stage on the tests; write `report.md` and `curves.png`, and print the tables."""
-        tables = [self._report_split(split, best) for split in self.settings.data.tests]
+        tables = [
+            self._report_split(split, best) for split in self.settings.data.tests or [self.settings.data.dev]
+        ]
         text = "\n\n".join(tables)
         if distributed.is_main():
             (self.folder / "report.md").write_text(text + "\n", encoding="utf-8")
