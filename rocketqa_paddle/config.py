@@ -123,7 +123,9 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         _at_least(0, learning_rate=self.learning_rate)
         _positive(clip_norm=self.clip_norm)
-        _share(warmup_share=self.warmup_share, weight_decay=self.weight_decay)
+        _share(weight_decay=self.weight_decay)
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"warmup_share={self.warmup_share}, expected 0 to 1")
 
 
 @dataclass(frozen=True)
