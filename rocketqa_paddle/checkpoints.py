@@ -256,26 +256,28 @@ def _from_scratch(size: str, corpus: Iterable[str], work: Path) -> convert.Encod
     return convert.EncoderWeights(config, {}, path)
 
 
-def start_retriever(weights: Start, query_length: int, passage_length: int, **network: Any) -> Checkpoint:
+def start_retriever(
+    weights: Start, query_length: int, passage_length: int, *, for_cn: bool = False, **network: Any
+) -> Checkpoint:
     """A dual encoder whose towers start from `weights`; `network` is passed to `DualEncoder`."""
-    config, tokenizer = _parts(weights)
+    config, tokenizer = _parts(weights, for_cn)
     encoder = DualEncoder(config, **network)
     _fill(encoder, weights, {"query": encoder.query, "passage": encoder.passage})
     return Checkpoint(encoder, tokenizer, {"query": query_length, "passage": passage_length})
 
 
-def start_reranker(weights: Start, length: int, **network: Any) -> Checkpoint:
+def start_reranker(weights: Start, length: int, *, for_cn: bool = False, **network: Any) -> Checkpoint:
     """A cross encoder that starts from `weights`, its head at random unless they are a cross encoder's."""
-    config, tokenizer = _parts(weights)
+    config, tokenizer = _parts(weights, for_cn)
     encoder = CrossEncoder(config, **network)
     _fill(encoder, weights, {"ernie": encoder.ernie})
     return Checkpoint(encoder, tokenizer, {"pair": length})
 
 
-def _parts(weights: Start) -> tuple[ErnieConfig, Tokenizer]:
+def _parts(weights: Start, for_cn: bool) -> tuple[ErnieConfig, Tokenizer]:
     if isinstance(weights, Checkpoint):
         return weights.network.config, weights.tokenizer
-    tokenizer = Tokenizer(weights.vocabulary, lower_case=weights.lower_case)
+    tokenizer = Tokenizer(weights.vocabulary, lower_case=weights.lower_case, for_cn=for_cn)
     if len(tokenizer) > weights.config.vocab_size:
         raise ValueError(
             f"{weights.vocabulary}: {len(tokenizer)} tokens, but the encoder has {weights.config.vocab_size}"

@@ -75,6 +75,9 @@ class RetrieverSettings:
     """Tokens of title and text, with the special ones."""
     dropout: float = 0.1
     """Dropout in training."""
+    for_cn: bool = False
+    """Remove spaces from all text first, as the reference does for Chinese. A checkpoint of this project
+    says so itself."""
     recompute: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
 
@@ -97,6 +100,9 @@ class RerankerSettings:
     """Tokens of query, title and text, with the special ones."""
     dropout: float = 0.1
     """Dropout in training."""
+    for_cn: bool = False
+    """Remove spaces from all text first, as the reference does for Chinese. A checkpoint of this project
+    says so itself."""
     recompute: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
 

@@ -66,18 +66,29 @@ class Pipeline:
     def start_retriever(self) -> Checkpoint:
         """The dual encoder before any training."""
         s = self.settings.retriever
-        network = {
-            name: getattr(s, name) for name in ("shared", "pooling", "normalize", "temperature", "dropout")
-        }
         return checkpoints.start_retriever(
-            self._read_start(s.start), s.query_length, s.passage_length, **network, use_recompute=s.recompute
+            self._read_start(s.start),
+            s.query_length,
+            s.passage_length,
+            for_cn=s.for_cn,
+            shared=s.shared,
+            pooling=s.pooling,
+            normalize=s.normalize,
+            temperature=s.temperature,
+            dropout=s.dropout,
+            use_recompute=s.recompute,
         )
 
     def start_reranker(self) -> Checkpoint:
         """The cross encoder before any training."""
         s = self.settings.reranker
         return checkpoints.start_reranker(
-            self._read_start(s.start), s.length, head=s.head, dropout=s.dropout, use_recompute=s.recompute
+            self._read_start(s.start),
+            s.length,
+            for_cn=s.for_cn,
+            head=s.head,
+            dropout=s.dropout,
+            use_recompute=s.recompute,
         )
 
     def _read_start(self, start: str) -> checkpoints.Start:

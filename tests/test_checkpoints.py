@@ -539,3 +539,12 @@ def test_a_broken_checkpoint_is_not_taken_for_a_foreign_one(
     (saved / "config.json").write_text(text)
     with pytest.raises(ValueError, match=problem):
         read_start(str(saved), [], tmp_path)
+
+
+def test_chinese_text_loses_its_spaces_from_the_start_on(vocab: Path, tiny_config: ErnieConfig) -> None:
+    weights = convert.EncoderWeights(tiny_config, {}, vocab)
+    for start in (
+        checkpoints.start_retriever(weights, 8, 20, for_cn=True),
+        checkpoints.start_reranker(weights, 20, for_cn=True),
+    ):
+        assert start.tokenizer.tokenize("a b") == start.tokenizer.tokenize("ab")
