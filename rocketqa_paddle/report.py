@@ -72,20 +72,32 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     from matplotlib import pyplot
 
     figure, (losses, dev) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    offset = 0
-    for stage in dict.fromkeys(row["stage"] for row in rows if "loss" in row):
-        steps = [row["step"] + offset for row in rows if row["stage"] == stage and "loss" in row]
-        losses.plot(
-            steps, [row["loss"] for row in rows if row["stage"] == stage and "loss" in row], label=stage
-        )
-        offset = steps[-1]
-    losses.set(xlabel="step", ylabel="loss", title="Training")
-    losses.legend()
-    for key in sorted({key for row in rows for key in row if key.startswith("dev/")}):
-        points = {row["stage"]: row[key] for row in rows if key in row}
-        dev.plot(list(points), list(points.values()), marker="o", label=key.removeprefix("dev/"))
-    dev.set(title="Dev queries", ylabel="measure")
-    dev.tick_params(axis="x", rotation=20)
-    dev.legend()
+    _plot_losses(losses, [row for row in rows if "loss" in row])
+    _plot_dev(dev, rows)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _plot_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """One line a stage, its steps after those of the stage before."""
+    offset = 0
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        points = [(row["step"] + offset, row["loss"]) for row in rows if row["stage"] == stage]
+        axes.plot(*zip(*points, strict=True), label=stage)
+        offset = points[-1][0]
+    axes.set(xlabel="step", ylabel="loss", title="Training")
+    if rows:
+        axes.legend()
+
+
+def _plot_dev(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """One line a measure, over the stages in the order of the run."""
+    keys = sorted({key for row in rows for key in row if key.startswith("dev/")})
+    stages = list(dict.fromkeys(row["stage"] for row in rows if any(key in row for key in keys)))
+    for key in keys:
+        points = {stages.index(row["stage"]): row[key] for row in rows if key in row}
+        axes.plot(list(points), list(points.values()), marker="o", label=key.removeprefix("dev/"))
+    axes.set(title="Dev queries", ylabel="measure", xticks=range(len(stages)), xticklabels=stages)
+    axes.tick_params(axis="x", rotation=20)
+    if keys:
+        axes.legend()

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -116,7 +117,7 @@ class Trainer(Generic[Example]):
         self.scaler = paddle.amp.GradScaler(enable=precision == "fp16")
 
     def fit(self) -> None:
-        """Take the remaining steps.
+        """Take the remaining steps. A line of the log holds means over the steps since the line before.
 
         Raises:
             FloatingPointError: the loss is not a number; nothing saved before is touched.
@@ -126,6 +127,7 @@ class Trainer(Generic[Example]):
         for network in self.networks.values():
             network.train()
         saved = logged = time.monotonic()
+        window: list[dict[str, float]] = []  # what the steps since the last line of the log gave
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -135,13 +137,15 @@ class Trainer(Generic[Example]):
         )
         with bar, _stop_requests() as stop:
             while self.step < self.total_steps:
-                values = self._take_step()
+                window.append(self._take_step())
                 bar.update()
                 now = time.monotonic()
                 if now - logged > _LOG_SECONDS or self.step in (1, self.total_steps):
                     logged = now
-                    self.log.write(stage=self.stage, step=self.step, **values)
-                    bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+                    means = {name: fmean(values[name] for values in window) for name in window[0]}
+                    window.clear()
+                    self.log.write(stage=self.stage, step=self.step, **means)
+                    bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
                 stopping = distributed.any_rank(stop.is_set())
                 if stopping or now - saved > self.save_seconds:
                     saved = now
