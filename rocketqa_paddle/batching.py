@@ -35,21 +35,13 @@ def collate(sequences: Sequence[Packed], pad_id: int) -> Batch:
     )
 
 
-def length_buckets(
-    lengths: Sequence[int], max_rows: int, max_tokens: int | None = None
-) -> Iterator[np.ndarray]:
-    """Row numbers in batches of like length, the longest first.
+def length_buckets(lengths: Sequence[int], max_rows: int) -> Iterator[np.ndarray]:
+    """Row numbers in batches of like length, at most `max_rows` each.
 
-    A batch has at most `max_rows` rows and, with `max_tokens`, at most that many tokens with its
-    padding (one row always fits). Longest first: memory peaks at once, and time left is a safe guess.
+    The longest first: memory peaks at once, and time left is a safe guess.
     """
     if max_rows < 1:
         raise ValueError(f"batches of {max_rows} rows, expected at least 1")
     order = np.argsort(np.asarray(lengths), kind="stable")[::-1]
-    start = 0
-    while start < len(order):
-        rows = max_rows
-        if max_tokens is not None:
-            rows = min(rows, max(1, max_tokens // int(lengths[order[start]])))
-        yield order[start : start + rows]
-        start += rows
+    for start in range(0, len(order), max_rows):
+        yield order[start : start + max_rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from typing import Literal, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from rocketqa_paddle import __version__
+from rocketqa_paddle import __version__, formats
 from rocketqa_paddle.config import EvaluationSettings, RocketQAv2Settings
 from rocketqa_paddle.device import import_paddle, select_device, tune_cpu
 from rocketqa_paddle.records import Passage, Query
@@ -26,8 +27,8 @@ def train_rocketqav2(settings: RocketQAv2Settings) -> None:
     from rocketqa_paddle import distributed
     from rocketqa_paddle.systems import rocketqav2
 
-    distributed.init()
-    select_device(settings.use_cuda, distributed.local_rank())
+    select_device(settings.use_cuda, distributed.local_gpu())
+    distributed.init(settings.use_cuda)
     rocketqav2.train(settings)
 
 
@@ -53,7 +54,7 @@ def encode(
     """
     import numpy as np
 
-    from rocketqa_paddle import checkpoints, formats, retrieval
+    from rocketqa_paddle import checkpoints, retrieval
 
     select_device(use_cuda)
     model = checkpoints.load(checkpoint, kind=DUAL)
@@ -92,7 +93,7 @@ def index(
         batch_size: rows computed together
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle import checkpoints, formats
+    from rocketqa_paddle import checkpoints
     from rocketqa_paddle.retrieval import CorpusIndex
 
     corpus = _by_id(passages, formats.read_passages(passages, titles))
@@ -111,6 +112,7 @@ def search(
     reranker: str | None = None,
     queries: str | None = None,
     output: str | None = None,
+    format: Literal["tsv", "trec"] = "tsv",
     k: int = 5,
     depth: int = 20,
     use_cuda: bool = False,
@@ -123,12 +125,13 @@ def search(
         index: index folder; by default the one in the `best` folder
         reranker: folder of a re-ranker that orders the best passages; by default the one in the `best` folder
         queries: file of `id TAB text` lines to search for
-        output: run file for `queries`: `qid TAB pid TAB rank TAB score`
+        output: run file to write for `queries`
+        format: of the run file: `qid TAB pid TAB rank TAB score`, or TREC's six columns
         k: passages a query
         depth: passages that the re-ranker reads
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle import checkpoints, formats, retrieval
+    from rocketqa_paddle import checkpoints, retrieval
     from rocketqa_paddle.index import VectorIndex, read_texts
 
     if k < 1 or depth < 1:
@@ -157,7 +160,7 @@ def search(
         )
     run = {query_id: hits[:k] for query_id, hits in run.items()}
     if output:
-        formats.write_run_tsv(output, run)
+        RUN_WRITERS[format](output, run)
         print(f"{len(run)} queries answered in {output}")
         return
     for query_id, hits in run.items():
@@ -175,6 +178,7 @@ def rerank(
     passages: str,
     output: str,
     titles: str | None = None,
+    format: Literal["tsv", "trec"] = "tsv",
     depth: int = 50,
     batch_size: int = 64,
     use_cuda: bool = False,
@@ -188,11 +192,12 @@ def rerank(
         passages: file of `id TAB text` lines (para.txt)
         output: run file to write
         titles: file of `id TAB title` lines (para.title.txt)
+        format: of the new run: `qid TAB pid TAB rank TAB score`, or TREC's six columns
         depth: passages a query
         batch_size: rows computed together
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle import checkpoints, formats, retrieval
+    from rocketqa_paddle import checkpoints, retrieval
 
     hits = formats.read_run(run)
     asked = {query.id: query for query in formats.read_queries(queries)}
@@ -203,7 +208,7 @@ def rerank(
             raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {min(missing)!r}")
     select_device(use_cuda)
     model = checkpoints.load(checkpoint, kind=CROSS)
-    formats.write_run_tsv(output, retrieval.rerank(model, hits, corpus, asked, depth, batch_size=batch_size))
+    RUN_WRITERS[format](output, retrieval.rerank(model, hits, corpus, asked, depth, batch_size=batch_size))
     print(f"{len(hits)} queries re-ranked in {output}")
 
 
@@ -221,7 +226,7 @@ def evaluate(
         baseline: run file to compare with
         measures: names of ir_measures, such as RR@10, Success@50, nDCG@10
     """
-    from rocketqa_paddle import formats, report
+    from rocketqa_paddle import report
     from rocketqa_paddle.report import Row
 
     judged = formats.load_qrels(qrels)
@@ -248,6 +253,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 SYSTEMS: dict[str, tuple[type, Callable[..., None]]] = {"rocketqav2": (RocketQAv2Settings, train_rocketqav2)}
 DUAL, CROSS = "dual_encoder", "cross_encoder"
+RUN_WRITERS: dict[str, Callable[..., None]] = {"tsv": formats.write_run_tsv, "trec": formats.write_trec_run}
 
 
 def parse(arguments: list[str]) -> Callable[[], None]:
@@ -302,6 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         call = parse(sys.argv[1:] if arguments is None else arguments)
         import_paddle()
+        logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which build it loads
         call()
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ROCKETQA_DEBUG"):
@@ -310,7 +317,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(_fail("rocketqa: stopped; the same command goes on from the last finished piece", 130))
     except RuntimeError as error:
-        if type(error).__name__ != "Stopped":
+        from rocketqa_paddle.trainer import Stopped
+
+        if not isinstance(error, Stopped):
             raise
         sys.exit(_fail(f"rocketqa: stopped after {error}, saved; the same command goes on", 130))
 
@@ -325,8 +334,6 @@ def _first_line(function: Callable[..., None]) -> str:
 
 
 def _queries(words: list[str], file: str | None, output: str | None) -> dict[str, Query]:
-    from rocketqa_paddle import formats
-
     if bool(words) == bool(file):
         raise ValueError("search needs either queries as words or --queries FILE")
     if file:

@@ -165,15 +165,25 @@ class WarmupSettings(StageSettings):
 
     queries: int | None = None
     """Training queries to use; all of them when empty. 0 leaves the warm-up out."""
-    negatives: int = 5
-    """Re-ranker only: negatives a list, drawn at random from the warmed-up retriever's candidates."""
-    easy_negatives: int = 0
-    """Re-ranker only: draw this many of the negatives from the whole corpus instead. An encoder that never
-    read pairs learns little from hard negatives alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(0, queries=self.queries, easy_negatives=self.easy_negatives)
+        _at_least(0, queries=self.queries)
+
+
+@dataclass(frozen=True)
+class RerankerWarmupSettings(WarmupSettings):
+    """Training of the re-ranker on lists, before the rounds."""
+
+    negatives: int = 5
+    """Negatives a list, drawn at random from the warmed-up retriever's candidates."""
+    easy_negatives: int = 0
+    """Draw this many of the negatives from the whole corpus instead. An encoder that never read pairs learns
+    little from hard negatives alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(0, easy_negatives=self.easy_negatives)
         _at_least(1, negatives=self.negatives)
         if self.easy_negatives > self.negatives:
             raise ValueError(
@@ -194,6 +204,11 @@ class GroupSettings:
     file: str | None = None
     """Train on the lists of this file instead of building any: RocketQAv2's TSV (query, title, text, label;
     the positive first), DPR JSON or Tevatron JSONL. Longer lists are cut, shorter ones left out."""
+    file_list_size: int | None = None
+    """Lines of a list in a TSV file; `negatives` + 1 when empty."""
+    scored: int | None = None
+    """Denoised and pseudo: let the re-ranker score this many of the candidates of a query, drawn at random;
+    all of them when empty."""
     sources: list[Literal["random", "denoised", "pseudo"]] = field(
         default_factory=lambda: ["random", "denoised"]
     )
@@ -206,6 +221,9 @@ class GroupSettings:
     def __post_init__(self) -> None:
         _at_least(1, negatives=self.negatives, depth=self.depth, sources=len(self.sources))
         _at_least(0, skip=self.skip)
+        for name, value in {"file_list_size": self.file_list_size, "scored": self.scored}.items():
+            if value is not None and value <= self.negatives:
+                raise ValueError(f"{name}={value}, expected more than negatives={self.negatives}")
         if not 0 < self.negative_below < self.positive_above < 1:
             raise ValueError(
                 f"negative_below={self.negative_below}, positive_above={self.positive_above}: "
@@ -307,13 +325,18 @@ class RocketQAv2Settings(RunSettings):
 
     warmup_retriever: WarmupSettings = field(default_factory=WarmupSettings)
     """In-batch training of the retriever."""
-    warmup_reranker: WarmupSettings = field(default_factory=WarmupSettings)
+    warmup_reranker: RerankerWarmupSettings = field(default_factory=RerankerWarmupSettings)
     """Listwise training of the re-ranker on the warmed-up retriever's candidates."""
     joint: JointSettings = field(default_factory=JointSettings)
     """Joint training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.warmup_retriever.accumulate > 1:
+            raise ValueError(
+                f"warmup_retriever.accumulate={self.warmup_retriever.accumulate}, expected 1: in-batch "
+                "negatives need the whole batch at once; lower batch_size or set retriever.recompute"
+            )
         if "pseudo" in self.joint.groups.sources and self.data.unlabelled is None:
             raise ValueError(
                 "joint.groups.sources has 'pseudo', which needs unlabelled queries: set data.unlabelled"

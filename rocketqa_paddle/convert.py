@@ -101,17 +101,18 @@ def _encoder_config(values: Mapping[str, Any]) -> ErnieConfig:
 
 
 def read_huggingface(folder: str | Path) -> EncoderWeights:
-    """A Hugging Face `bert` or `ernie` folder: `config.json`, `model.safetensors`, `vocab.txt`.
+    """A Hugging Face `bert` or `ernie` folder: `config.json`, `model.safetensors`, a vocabulary.
 
     Raises:
         FileNotFoundError: one of the files is not there.
         ValueError: another architecture.
     """
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "vocab.txt"):
-        if not (folder / name).is_file():
+    vocabulary = folder / ("spm.model" if (folder / "spm.model").is_file() else "vocab.txt")
+    for path in (folder / "config.json", folder / "model.safetensors", vocabulary):
+        if not path.is_file():
             raise FileNotFoundError(
-                f"{folder / name}: not there; needed: config.json, model.safetensors, vocab.txt"
+                f"{path}: not there; needed: config.json, model.safetensors, and vocab.txt or spm.model"
             )
     values = read_json(folder / "config.json")
     if values.get("model_type") not in ("bert", "ernie"):
@@ -128,7 +129,7 @@ def read_huggingface(folder: str | Path) -> EncoderWeights:
     return EncoderWeights(
         config,
         _rename(read_arrays(folder / "model.safetensors"), table, transpose=True),
-        folder / "vocab.txt",
+        vocabulary,
         lower_case=settings.get("do_lower_case", True),
     )
 

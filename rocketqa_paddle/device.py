@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -39,19 +40,30 @@ def tune_cpu() -> None:
         libc.mallopt(_M_TOP_PAD, 256 << 20)
 
 
+class _WithoutThreadNotice(io.TextIOBase):
+    """Standard error, less Paddle's notice on the number of threads."""
+
+    def write(self, text: str) -> int:
+        if "OMP_NUM_THREADS" in text:
+            self.dropped = True
+        elif not (getattr(self, "dropped", False) and text == "\n"):
+            self.dropped = False
+            sys.__stderr__.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        sys.__stderr__.flush()
+
+
 def import_paddle() -> None:
     """Import Paddle without its two notices that tell a user of this package nothing.
 
     They warn of more than one CPU thread, which `tune_cpu` asks for on purpose, and of a missing compiler
-    cache. Whatever else Paddle prints is passed on.
+    cache. Whatever else Paddle and its loggers print, now or later, is passed on.
     """
-    notices = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(notices):
+    with warnings.catch_warnings(), contextlib.redirect_stderr(_WithoutThreadNotice()):
         warnings.filterwarnings("ignore", message="No ccache found")
         import paddle  # noqa: F401
-    for line in notices.getvalue().splitlines():
-        if "OMP_NUM_THREADS" not in line:
-            print(line, file=sys.stderr)
 
 
 def _is_amd() -> bool:
@@ -78,6 +90,22 @@ def select_device(use_cuda: bool, device_id: int = 0) -> str:
     if not 0 <= device_id < count:
         raise ValueError(f"device_id={device_id}, but this machine shows {count} GPUs (0 to {count - 1})")
     return _set_device(f"gpu:{device_id}")
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Compute on a device, then go back to the one before."""
+    import paddle
+
+    before = paddle.device.get_device()
+    if before == name:
+        yield
+        return
+    paddle.device.set_device(name)
+    try:
+        yield
+    finally:
+        paddle.device.set_device(before)
 
 
 def arithmetic(precision: str) -> AbstractContextManager[None]:

@@ -17,9 +17,11 @@ T = TypeVar("T")
 _BUCKET = 64 << 20  # bytes of gradient that one all-reduce carries
 
 
-def init() -> None:
-    """Join the other processes that `fleetrun` started, if it did. Safe to call again."""
+def init(use_cuda: bool = False) -> None:
+    """Join the other processes that `fleetrun` started, if it did: by NCCL on GPUs, by gloo on CPUs."""
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1 and not dist.is_initialized():
+        if not use_cuda:
+            os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         fleet.init(is_collective=True)
 
 
@@ -33,9 +35,9 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_rank() -> int:
-    """This process's number on its machine, which is its GPU's too."""
-    return int(os.environ.get("PADDLE_LOCAL_RANK", "0"))
+def local_gpu() -> int:
+    """The number of the GPU that the launcher gave this process."""
+    return int(os.environ.get("FLAGS_selected_gpus", "0").split(",")[0])  # noqa: SIM112
 
 
 def is_main() -> bool:

@@ -70,6 +70,9 @@ class DualEncoder(nn.Layer):
         else:
             mask = batch.mask.astype(states.dtype).unsqueeze(1)  # [rows, 1, length]
             vectors = paddle.bmm(mask, states).squeeze(1) / mask.sum(axis=-1)
+        vectors = vectors.astype(
+            self.passage.word_embedding.weight.dtype
+        )  # float32 under mixed precision, too
         return F.normalize(vectors) if self.normalize else vectors
 
 
@@ -105,7 +108,8 @@ class CrossEncoder(nn.Layer):
         state = self.ernie(*batch)[:, 0]  # [rows, hidden]
         if self.pooler is not None:
             state = F.tanh(self.pooler(state))
-        return self.output(self.dropout(state))
+        with paddle.amp.auto_cast(enable=False):  # scores in fp16 or bf16 would tie
+            return self.output(self.dropout(state.astype(self.output.weight.dtype)))
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores `[rows]`. A sigmoid makes them probabilities of relevance under either head."""

@@ -78,20 +78,23 @@ class Attention(nn.Layer):
         """`x` is `[B, L, H]`; `mask` `[B, L]`: 0 for a token, `MASKED` for padding; or None."""
         heads = [0, 0, self.num_heads, self.head_size]
         q, k, v = (layer(x).reshape(heads) for layer in (self.query, self.key, self.value))  # [B, L, A, D]
-        dropout = self.dropout if self.training else 0.0
         attend = _fused_attention if x.place.is_gpu_place() else _plain_attention
-        return self.output(attend(q, k, v, mask, dropout).flatten(2))  # [B, L, H]
+        return self.output(attend(q, k, v, mask, self.dropout, self.training).flatten(2))  # [B, L, H]
 
 
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, training: bool
+) -> Tensor:
     """Paddle's kernel: flash attention in half precision. Tensors `[B, L, A, D]`, mask `[B, L]`."""
     if mask is not None:
         length = mask.shape[-1]
         mask = mask.unsqueeze([1, 2]).astype(q.dtype).expand([-1, 1, length, -1])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, training=dropout > 0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, training=training)
 
 
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, training: bool
+) -> Tensor:
     """The fastest plain form on a CPU. Tensors `[B, L, A, D]`, mask `[B, L]`.
 
     Adding a broadcast mask to the scores costs many times the product itself, so the mask rides in
@@ -102,7 +105,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
         q = paddle.concat([q, paddle.ones_like(q[..., :1])], axis=-1)
         k = paddle.concat([k, mask.unsqueeze([1, 3]).astype(k.dtype).expand_as(k[..., :1])], axis=-1)
     weights = F.softmax(paddle.matmul(q, k, transpose_y=True))  # [B, A, L, L]
-    if dropout:
+    if dropout and training:
         weights = F.dropout(weights, dropout)
     return paddle.matmul(weights, v).transpose([0, 2, 1, 3])  # [B, L, A, D]
 

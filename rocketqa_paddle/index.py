@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,32 @@ class VectorIndex:
     """An exact inner-product index over passages.
 
     Args:
-        vectors: float32 `[passages, hidden]`.
+        vectors: float32 `[passages, hidden]`, or several such arrays to join.
         ids: one passage id a row.
         model: digest of the model that made the vectors; kept in `meta.json`.
         gpu: search on this GPU, if faiss is built for GPUs.
     """
 
     def __init__(
-        self, vectors: np.ndarray, ids: Sequence[str], model: str = "", gpu: int | None = None
+        self,
+        vectors: np.ndarray | Iterable[np.ndarray],
+        ids: Sequence[str],
+        model: str = "",
+        gpu: int | None = None,
     ) -> None:
-        if len(vectors) != len(ids):
-            raise ValueError(f"{len(vectors)} vectors for {len(ids)} passage ids")
         if not len(ids):
             raise ValueError("no vectors: an index needs at least one passage")
-        if not np.isfinite(vectors).all():
-            raise ValueError("vectors hold NaN or infinity: the model that made them is broken")
         self.ids, self.model = list(ids), model
-        self._index = faiss.IndexFlatIP(vectors.shape[1])
-        if gpu is not None and hasattr(faiss, "GpuIndexFlatIP"):
-            options = faiss.GpuIndexFlatConfig()
-            options.device = gpu
-            self._index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), vectors.shape[1], options)
-        self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        self._index = None
+        for part in [vectors] if isinstance(vectors, np.ndarray) else vectors:
+            if not np.isfinite(part).all():
+                raise ValueError("vectors hold NaN or infinity: the model that made them is broken")
+            if self._index is None:
+                self._index = _empty_index(part.shape[1], gpu)
+            self._index.add(np.ascontiguousarray(part, dtype=np.float32))
+        count = self._index.ntotal if self._index else 0
+        if count != len(ids):
+            raise ValueError(f"{count} vectors for {len(ids)} passage ids")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,6 +120,17 @@ class VectorIndex:
                 f"{len(index)} ids ({index._meta()}): the folder is damaged, build the index again"
             )
         return index
+
+
+def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
+    if gpu is None:
+        return faiss.IndexFlatIP(dimension)
+    if not hasattr(faiss, "GpuIndexFlatIP"):
+        warnings.warn("faiss is built for CPUs: searching on the CPU (install faiss-gpu-cu12)", stacklevel=3)
+        return faiss.IndexFlatIP(dimension)
+    options = faiss.GpuIndexFlatConfig()
+    options.device = gpu
+    return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dimension, options)
 
 
 def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:

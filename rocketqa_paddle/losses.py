@@ -113,7 +113,8 @@ def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) ->
             f"query is {list(query.shape)}, positive {list(positive.shape)}: row i of each belong together"
         )
     passages = positive if negative is None else paddle.concat([positive, negative])
-    scores = paddle.matmul(query, passages, transpose_y=True)  # [n, n + m]
+    with paddle.amp.auto_cast(enable=False):  # products of hundreds would lose their differences in fp16
+        scores = paddle.matmul(_single(query), _single(passages), transpose_y=True)  # [n, n + m]
     return -paddle.diagonal(_log_softmax(scores)).mean()
 
 
@@ -132,6 +133,10 @@ def _check_option(name: str, given: str, allowed: tuple[str, ...]) -> None:
 
 def _log_softmax(scores: Tensor) -> Tensor:
     """Over the last axis, in float32 or better. Paddle's own stops at -64 on a CPU."""
-    if scores.dtype in (paddle.float16, paddle.bfloat16):
-        scores = scores.astype("float32")
+    scores = _single(scores)
     return scores - paddle.logsumexp(scores, axis=-1, keepdim=True)
+
+
+def _single(x: Tensor) -> Tensor:
+    """In float32, if it was in half precision."""
+    return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x

@@ -65,6 +65,8 @@ class Calibration:
     def fit(cls, positives: Sequence[float], negatives: Sequence[float]) -> Calibration:
         """Logistic regression on the scores of labelled positives and of other candidates.
 
+        Both sides weigh the same, or a probability would fall with the number of candidates a query.
+
         Targets are smoothed as by Platt (1999), so that separable scores have a finite answer.
 
         Raises:
@@ -78,11 +80,12 @@ class Calibration:
         middle, spread = raw.mean(), raw.std() or 1.0
         scores = (raw - middle) / spread
         high, low = (len(positives) + 1) / (len(positives) + 2), 1 / (len(negatives) + 2)
+        weights = np.repeat([1 / len(positives), 1 / len(negatives)], [len(positives), len(negatives)])
         targets = np.repeat([high, low], [len(positives), len(negatives)])
 
         def loss(parameters: np.ndarray) -> float:
             logits = parameters[0] * scores + parameters[1]
-            return float((np.logaddexp(0, logits) - targets * logits).sum())
+            return float((weights * (np.logaddexp(0, logits) - targets * logits)).sum())
 
         slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
         return cls(float(slope / spread), float(offset - slope * middle / spread))

@@ -20,19 +20,21 @@ class DualModel:
     iterating over an array gives the vectors one by one, as before.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 1) -> None:
-        self.checkpoint, self.batch_size = checkpoint, batch_size
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 1, place: str = "cpu") -> None:
+        self.checkpoint, self.batch_size, self.place = checkpoint, batch_size, place
 
     def encode_query(self, query: Sequence[str]) -> np.ndarray:
         """Vectors of queries, float32 `[n, hidden]`."""
         queries = _texts("query", query)
-        return retrieval.encode_queries(self.checkpoint, queries, batch_size=self.batch_size)
+        with device.using(self.place):
+            return retrieval.encode_queries(self.checkpoint, queries, batch_size=self.batch_size)
 
     def encode_para(self, para: Sequence[str], title: Sequence[str] | None = ()) -> np.ndarray:
         """Vectors of passages, float32 `[n, hidden]`. Without `title`, titles are empty."""
         texts = _texts("para", para)
         titles = _titles(title, len(texts))
-        return retrieval.encode_passages(self.checkpoint, titles, texts, batch_size=self.batch_size)
+        with device.using(self.place):
+            return retrieval.encode_passages(self.checkpoint, titles, texts, batch_size=self.batch_size)
 
     def matching(
         self, query: Sequence[str], para: Sequence[str], title: Sequence[str] | None = ()
@@ -46,8 +48,8 @@ class DualModel:
 class CrossModel:
     """A re-ranker: the relevance of a passage to a query."""
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 1) -> None:
-        self.checkpoint, self.batch_size = checkpoint, batch_size
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 1, place: str = "cpu") -> None:
+        self.checkpoint, self.batch_size, self.place = checkpoint, batch_size, place
 
     def matching(
         self, query: Sequence[str], para: Sequence[str], title: Sequence[str] | None = ()
@@ -61,7 +63,10 @@ class CrossModel:
         titles = _titles(title, len(texts))
         if not queries:
             return np.zeros(0, dtype=np.float32)
-        scores = retrieval.score_pairs(self.checkpoint, queries, titles, texts, batch_size=self.batch_size)
+        with device.using(self.place):
+            scores = retrieval.score_pairs(
+                self.checkpoint, queries, titles, texts, batch_size=self.batch_size
+            )
         if self.checkpoint.network.head == "classes":
             scores = expit(scores)
         return scores
@@ -87,10 +92,10 @@ def load_model(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected at least 1")
-    device.select_device(use_cuda, device_id)
+    place = device.select_device(use_cuda, device_id)
     checkpoint = checkpoints.load(Path(model))
     kind = CrossModel if isinstance(checkpoint.network, CrossEncoder) else DualModel
-    return kind(checkpoint, batch_size)
+    return kind(checkpoint, batch_size, place)
 
 
 def _texts(name: str, values: Sequence[str]) -> list[str]:

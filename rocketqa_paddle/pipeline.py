@@ -20,6 +20,7 @@ from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RunSettings, StageSettings
 from rocketqa_paddle.records import Collection, Group, Hit, Query, Run, Split
 from rocketqa_paddle.retrieval import CorpusIndex
+from rocketqa_paddle.storage import write_text
 from rocketqa_paddle.trainer import Loss, MetricsLog, Trainer
 
 # Settings that change how a run is computed, not what comes out.
@@ -297,7 +298,7 @@ def claim_folder(settings: RunSettings) -> None:
     distributed.barrier()  # every rank has read it
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False), encoding="utf-8")
+        write_text(path, yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
     distributed.barrier()
 
 

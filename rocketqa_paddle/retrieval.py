@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -136,28 +137,41 @@ class CorpusIndex:
         self._ids = list(distributed.shard(list(passages)))
         columns = [passages[i].title for i in self._ids], [passages[i].text for i in self._ids]
         self._vectors = encode_passages(checkpoint, *columns, batch_size=batch_size, progress=progress)
-        self._local = VectorIndex(self._vectors, self._ids, gpu=device.gpu_id()) if self._ids else None
+        self._local = VectorIndex([self._vectors], self._ids, gpu=device.gpu_id()) if self._ids else None
 
     def search(self, queries: Mapping[str, Query], k: int) -> Run:
         """The `k` best passages of every query, by inner product."""
-        vectors = encode_queries(
-            self._checkpoint, [query.text for query in queries.values()], batch_size=self._batch_size
-        )
-        local = search(self._local, vectors, list(queries), k) if self._local else {}
-        return merge(distributed.gather(local), k)
+        ids, run = list(queries), {}
+        blocks = range(0, len(ids), _QUERY_BLOCK)
+        for start in tqdm(
+            blocks, desc="search", unit=" blocks", leave=False, disable=not distributed.is_main()
+        ):
+            block = ids[start : start + _QUERY_BLOCK]
+            texts = [queries[query_id].text for query_id in block]
+            vectors = encode_queries(self._checkpoint, texts, batch_size=self._batch_size)
+            local = search(self._local, vectors, block, k) if self._local else {}
+            run |= merge(distributed.gather(local), k)
+        return run
 
     def save(self, folder: str | Path, model: str) -> None:
         """Write the whole corpus as one index folder, with the passages' texts beside the vectors.
+
+        Every rank writes its vectors to a file, and rank 0 puts them together one file after another.
 
         Args:
             folder: replaced if it exists.
             model: digest of the checkpoint.
         """
-        parts = distributed.gather(self._vectors)
+        parts = Path(folder).resolve().with_name(f".{Path(folder).name}.parts")
+        parts.mkdir(parents=True, exist_ok=True)
+        np.save(parts / f"{distributed.rank():05d}.npy", self._vectors)
+        distributed.barrier()
         if distributed.is_main():
             with replacing(folder, marker="meta.json") as new:
-                VectorIndex(np.concatenate(parts), list(self._passages), model).save(new)
+                vectors = (np.load(path) for path in sorted(parts.iterdir()))
+                VectorIndex(vectors, list(self._passages), model).save(new)
                 write_texts(new, self._passages.values())
+            shutil.rmtree(parts)
         distributed.barrier()
 
 
@@ -200,7 +214,10 @@ def rerank(
     batch_size: int = 64,
     progress: str = "re-rank",
 ) -> Run:
-    """The first `depth` hits of every query, ordered by the cross encoder. Ranks share the queries."""
+    """The first `depth` hits of every query, ordered by the cross encoder. Ranks share the queries.
+
+    The hits below keep their order behind them, with scores that only say so.
+    """
     hits = [hit for query_id in distributed.shard(list(run)) for hit in run[query_id][:depth]]
     scores = score_pairs(
         checkpoint,
@@ -216,10 +233,11 @@ def rerank(
     by_query: dict[str, list[tuple[str, float]]] = {}
     for query_id, passage_id, score in (row for rows in everywhere for row in rows):
         by_query.setdefault(query_id, []).append((passage_id, score))
-    return {
-        query_id: to_hits(query_id, iter(sorted(scored, key=lambda item: -item[1])))
-        for query_id, scored in by_query.items()
-    }
+    for query_id, scored in by_query.items():
+        scored.sort(key=lambda item: -item[1])
+        last = scored[-1][1]
+        scored += [(hit.passage_id, last - n) for n, hit in enumerate(run[query_id][depth:], 1)]
+    return {query_id: to_hits(query_id, iter(scored)) for query_id, scored in by_query.items()}
 
 
 def bm25(passages: Mapping[str, Passage], queries: Mapping[str, Query], k: int) -> Run:

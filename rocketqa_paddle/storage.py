@@ -100,3 +100,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: array.astype(np.float32) for name, array in load_file(path).items()}
     except (SafetensorError, TypeError) as error:
         raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from rocketqa_paddle import checkpoints, device, distributed
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
-from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json
+from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json, write_text
 
 Example = TypeVar("Example")
 Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]]
@@ -47,10 +47,17 @@ class MetricsLog:
         self.path = Path(path)
 
     def write(self, **values: Any) -> None:
-        """Add a line with the time and these values."""
-        if distributed.is_main():
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": round(time.time(), 1), **values}) + "\n")
+        """Add a line with the time and these values; a number that is none becomes null."""
+        if not distributed.is_main():
+            return
+        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            self._rewrite(self.read())
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 1), **finite}) + "\n")
+
+    def _rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read(self) -> list[dict[str, Any]]:
         """All lines so far, without a last one that a crash cut off."""
@@ -61,7 +68,7 @@ class MetricsLog:
         """Forget what `stage` logged after `step`: those steps will be taken again."""
         if distributed.is_main() and self.path.is_file():
             keep = [row for row in self.read() if row.get("stage") != stage or row.get("step", 0) <= step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in keep), encoding="utf-8")
+            self._rewrite(keep)
 
 
 class Trainer(Generic[Example]):
@@ -226,9 +233,9 @@ class Trainer(Generic[Example]):
                 "total_steps": self.total_steps,
                 "examples": len(self.examples),
                 "processes": distributed.world_size(),
-                "loss_scale": float(self.scaler.state_dict().get("scale", 1.0))
-                if self.precision == "fp16"
-                else None,
+                "scaler": {
+                    key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()
+                },
             }
             write_json(new / "state.json", state)
 
@@ -260,10 +267,8 @@ class Trainer(Generic[Example]):
                 for moment in _MOMENTS
             }
         )
-        if self.precision == "fp16":
-            self.scaler.load_state_dict(
-                {**self.scaler.state_dict(), "scale": np.array([state["loss_scale"]], "float32")}
-            )
+        if state["scaler"]:
+            self.scaler.load_state_dict({**state["scaler"], "scale": np.float32(state["scaler"]["scale"])})
         self.step = state["step"]
         self.log.rewind(self.stage, self.step)
 

@@ -84,7 +84,7 @@ def test_plain_attention_equals_paddles_own(masked: bool) -> None:
             paddle.to_tensor(2 * rng.standard_normal(shape).astype(np.float32), stop_gradient=False)
             for _ in range(3)
         ]
-        output = attend(*qkv, mask, 0.0)
+        output = attend(*qkv, mask, 0.0, True)
         (output**2).sum().backward()
         outputs.append(output.numpy())
         gradients.append([x.grad.numpy() for x in qkv])
@@ -98,7 +98,9 @@ def test_a_masked_key_has_no_weight_at_all() -> None:
     q = paddle.ones([1, 2, 1, 4])
     v = paddle.to_tensor([[[[1.0] * 4], [[1e6] * 4]]])
     mask = paddle.to_tensor([[0.0, ernie.MASKED]])
-    np.testing.assert_array_equal(ernie._plain_attention(q, q, v, mask, 0.0).numpy(), np.ones((1, 2, 1, 4)))
+    np.testing.assert_array_equal(
+        ernie._plain_attention(q, q, v, mask, 0.0, False).numpy(), np.ones((1, 2, 1, 4))
+    )
 
 
 # Training ---------------------------------------------------------------------------------------

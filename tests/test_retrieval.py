@@ -205,11 +205,12 @@ def test_rerank_orders_the_first_hits_by_the_cross_encoder(retriever, reranker):
     reranked = retrieval.rerank(reranker, run, PASSAGES, queries, 12, batch_size=5, progress="")
     assert list(reranked) == list(queries)
     moved = 0
-    for query_id, hits in reranked.items():
-        before = [hit.passage_id for hit in run[query_id][:12]]
+    for query_id, all_hits in reranked.items():
+        hits, before = all_hits[:12], [hit.passage_id for hit in run[query_id][:12]]
         assert {hit.passage_id for hit in hits} == set(before)
-        assert [hit.rank for hit in hits] == list(range(1, 13))
-        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert [hit.passage_id for hit in all_hits[12:]] == [hit.passage_id for hit in run[query_id][12:]]
+        assert [hit.rank for hit in all_hits] == list(range(1, 21))
+        assert [hit.score for hit in all_hits] == sorted((hit.score for hit in all_hits), reverse=True)
         for hit in hits:
             passage = PASSAGES[hit.passage_id]
             alone = retrieval.score_pairs(reranker, [queries[query_id].text], [passage.title], [passage.text])

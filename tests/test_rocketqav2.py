@@ -23,6 +23,7 @@ from rocketqa_paddle.config import (
     JointSettings,
     OptimizerSettings,
     RerankerSettings,
+    RerankerWarmupSettings,
     RetrieverSettings,
     WarmupSettings,
 )
@@ -307,7 +308,7 @@ def test_training_beats_no_training(data, tmp_path):
         warmup_retriever=WarmupSettings(
             batch_size=20, steps=80, optimizer=OptimizerSettings(learning_rate=6e-3, warmup_share=0.1)
         ),
-        warmup_reranker=WarmupSettings(queries=0),
+        warmup_reranker=RerankerWarmupSettings(queries=0),
         joint=JointSettings(rounds=0),
     )
     rocketqav2.train(settings)
@@ -335,13 +336,13 @@ def test_joint_steps_teach_the_reranker(data, tmp_path):
         data,
         reranker=RerankerSettings(start=str(best / "reranker"), length=28, dropout=0.0),
         warmup_retriever=WarmupSettings(queries=0),
-        warmup_reranker=WarmupSettings(queries=0),
+        warmup_reranker=RerankerWarmupSettings(queries=0),
         joint=joint,
     )
     rocketqav2.train(settings)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    first, last = [row["cross_entropy"] for row in rows if "cross_entropy" in row]
-    assert last < 0.7 * first
+    first, others = [row["cross_entropy"] for row in rows if "cross_entropy" in row]
+    assert others < 0.85 * first  # the mean of 39 steps, from no training to the end
     check_best(settings)
 
 
@@ -369,7 +370,7 @@ def test_without_warming_up(data, tmp_path):
         tmp_path / "run",
         data,
         warmup_retriever=WarmupSettings(queries=0),
-        warmup_reranker=WarmupSettings(queries=0),
+        warmup_reranker=RerankerWarmupSettings(queries=0),
         joint=JointSettings(rounds=1, steps=2, groups=GroupSettings(negatives=3, sources=["random"])),
         evaluation=EvaluationSettings(measures=["nDCG@5"], start=False),
     )
@@ -489,7 +490,7 @@ def test_other_settings_in_the_folder_of_a_run(whole, change, message):
 @pytest.mark.parametrize("section", ["warmup_reranker", "joint"])
 def test_more_negatives_than_passages(data, tmp_path, section):
     changes = {
-        "warmup_reranker": {"warmup_reranker": WarmupSettings(negatives=60)},
+        "warmup_reranker": {"warmup_reranker": RerankerWarmupSettings(negatives=60)},
         "joint": {"joint": JointSettings(groups=GroupSettings(negatives=60))},
     }[section]
     refused(lambda: toy.settings(tmp_path, data, **changes), "60 negatives a group")

@@ -543,8 +543,6 @@ def test_half_precision_on_a_cpu(tmp_path, precision):
     first, *_, last = [row["loss"] for row in trainer.log.read()]
     assert last < first / 2
     assert {parameter.dtype for parameter in trainer.parameters.values()} == {paddle.float32}
-    if precision == "fp16":
-        assert json.loads((tmp_path / "last" / "state.json").read_text())["loss_scale"] > 0
     if str(dtypes[0]) == "paddle.float32":
         pytest.skip("Paddle's auto_cast has no effect on a CPU: trained in float32")
     assert set(dtypes) == {{"bf16": paddle.bfloat16, "fp16": paddle.float16}[precision]}

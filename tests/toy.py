@@ -21,6 +21,7 @@ from rocketqa_paddle.config import (
     JointSettings,
     OptimizerSettings,
     RerankerSettings,
+    RerankerWarmupSettings,
     RetrieverSettings,
     RocketQAv2Settings,
     WarmupSettings,
@@ -118,7 +119,7 @@ def settings(output: Path, folder: Path, **changes: Any) -> RocketQAv2Settings:
         "retriever": RetrieverSettings(start="tiny", pooling="mean", query_length=12, passage_length=20),
         "reranker": RerankerSettings(start="tiny", length=28),
         "warmup_retriever": WarmupSettings(batch_size=8, steps=4, optimizer=fast),
-        "warmup_reranker": WarmupSettings(batch_size=4, steps=4, negatives=3, optimizer=fast),
+        "warmup_reranker": RerankerWarmupSettings(batch_size=4, steps=4, negatives=3, optimizer=fast),
         "joint": JointSettings(
             rounds=2,
             batch_size=4,

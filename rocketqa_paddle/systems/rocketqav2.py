@@ -6,6 +6,7 @@ build hybrid groups, take joint steps, evaluate on dev, save; the best models on
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from rocketqa_paddle.scoring import passage_vectors, query_vectors, reranker_sco
 from rocketqa_paddle.trainer import Loss
 
 START, WARMUP = "start", "warm-up"
+_CALIBRATION_SCORES = 100_000  # more would not change the fit
 
 
 def train(settings: RocketQAv2Settings) -> None:
@@ -76,10 +78,12 @@ class JointRun(Pipeline):
 
     def _search(self, stage: str, retriever: Checkpoint, following: Sequence[str]) -> None:
         """Search for the evaluation and for the training that follows."""
-        more = {f"train.{use}": self.queries[use] for use in following}
-        if following and self.settings.data.unlabelled:
-            more["unlabelled"] = self.collection.splits[self.settings.data.unlabelled].queries
-        self.search(stage, retriever, more, self.settings.joint.groups.depth)
+        groups, unlabelled = self.settings.joint.groups, self.settings.data.unlabelled
+        mined = [use for use in following if use not in self.rounds or not groups.file]
+        more = {f"train.{use}": self.queries[use] for use in mined}
+        if "pseudo" in groups.sources and set(mined) & set(self.rounds):
+            more["unlabelled"] = self.collection.splits[unlabelled].queries
+        self.search(stage, retriever, more, groups.depth)
 
     # Stages -------------------------------------------------------------------------------------
 
@@ -152,33 +156,33 @@ class JointRun(Pipeline):
         """Undenoised, denoised and pseudo-labelled groups, as the settings ask (section 3.3)."""
         s, queries = self.settings.joint.groups, self.queries[stage]
         if s.file:
-            return self._read_groups(s.file, s.negatives + 1)
+            return self._read_groups(s.file, s.file_list_size or s.negatives + 1, s.negatives + 1)
         candidates = self.hits(before, f"train.{stage}")
         miner = Miner(
             self.passages, self.train_split.qrels, s.negatives, self.settings.seed + self.rounds.index(stage)
         )
         groups: list[Group] = []
-        if "random" in s.sources:
-            groups += miner.undenoised(queries.values(), candidates, skip=s.skip)
         if {"denoised", "pseudo"} & set(s.sources):
             scored = self._score_candidates(stage, "train", reranker, candidates, queries, self.train_split)
             miner.calibration = self._calibrate(scored)
-            if miner.calibration.slope <= 0:
-                self.say(
-                    f"{stage}: the re-ranker prefers other candidates to labelled positives: not denoising"
-                )
-                return groups
-        if "denoised" in s.sources:
+        trusted = miner.calibration.slope > 0
+        if not trusted:
+            self.say(
+                f"{stage}: the re-ranker scores other candidates above labelled positives: nothing denoised"
+            )
+        if "random" in s.sources or not trusted:
+            groups += miner.undenoised(queries.values(), candidates, skip=s.skip)
+        if "denoised" in s.sources and trusted:
             groups += miner.denoised(queries.values(), scored, below=s.negative_below)
-        if "pseudo" in s.sources:
+        if "pseudo" in s.sources and trusted:
             groups += self._pseudo_groups(before, stage, miner, reranker)
         self.say(f"{stage}: {miner.report}")
         return groups
 
-    def _read_groups(self, path: str, size: int) -> list[Group]:
+    def _read_groups(self, path: str, list_size: int, size: int) -> list[Group]:
         """The lists of a file, cut to `size` passages."""
         groups, short = [], 0
-        for group in formats.read_training_groups(path, list_size=size):
+        for group in formats.read_training_groups(path, list_size=list_size):
             if len(group.passages) < size:
                 short += 1
             else:
@@ -206,6 +210,8 @@ class JointRun(Pipeline):
     ) -> Run:
         """The current re-ranker's scores of all candidates and labelled positives."""
         path = self.folder / stage / f"scored.{name}.tsv"
+        if limit := self.settings.joint.groups.scored:
+            candidates = _thin_out(candidates, limit, self.settings.seed)
         run = with_positives(candidates, split, queries)
         depth = max(map(len, run.values()))
         return self.rerank(path, reranker, run, queries, depth, f"{stage}: score candidates")
@@ -218,6 +224,8 @@ class JointRun(Pipeline):
             for hits in scored.values()
             for hit in hits
         ]
+        if len(scores) > _CALIBRATION_SCORES:
+            scores = random.Random(self.settings.seed).sample(scores, _CALIBRATION_SCORES)
         return Calibration.fit(
             [score for score, positive in scores if positive],
             [score for score, positive in scores if not positive],
@@ -264,7 +272,7 @@ class JointRun(Pipeline):
         rows = {title: Row(title, self.hits(stage, name)) for title, stage in stages.items()}
         if s.bm25:
             rows = {"BM25": Row("BM25", retrieval.bm25(self.passages, split.queries, s.depth)), **rows}
-        for stage in dict.fromkeys([WARMUP, best["reranker"]]):
+        for stage in dict.fromkeys([WARMUP, best["reranker"], *self.rounds[-1:]]):
             title = _title("re-ranker", stage)
             rows[title] = Row(title, self._rerank_test(name, stage, best))
         title = f"**{name}**: {len(split.queries)} queries over {len(self.passages)} passages"
@@ -273,11 +281,12 @@ class JointRun(Pipeline):
             f"The re-rankers order the {s.rerank_depth} best of the retriever of {best['retriever']}."
         )
         for model in ("retriever", "re-ranker"):
-            ours, baseline = _title(model, best[model.replace("-", "")]), _title(model, WARMUP)
-            if ours == baseline:
+            stage = best[model.replace("-", "")]
+            if stage == WARMUP:
                 lines.append(f"No round gave a better {model} on dev than the warm-up.")
-            else:
-                lines.append(report.significance(rows[ours], rows[baseline], split.qrels, self.measure))
+            for trained in self.rounds[-1:] if stage == WARMUP else [stage]:
+                ours, baseline = rows[_title(model, trained)], rows[_title(model, WARMUP)]
+                lines.append(report.significance(ours, baseline, split.qrels, self.measure))
         return "\n\n".join(lines)
 
     def _rerank_test(self, name: str, stage: str, best: Mapping[str, str]) -> Run:
@@ -293,3 +302,14 @@ class JointRun(Pipeline):
 
 def _title(model: str, stage: str) -> str:
     return f"{model}, {'warmed up' if stage == WARMUP else stage}"
+
+
+def _thin_out(run: Run, limit: int, seed: int) -> Run:
+    """At most `limit` hits of every query, drawn at random, in their order."""
+    draw = random.Random(seed)
+    return {
+        query_id: hits
+        if len(hits) <= limit
+        else [hits[i] for i in sorted(draw.sample(range(len(hits)), limit))]
+        for query_id, hits in run.items()
+    }
