@@ -23,12 +23,10 @@ fi
 
 cd "$root"
 rank=${PADDLE_TRAINER_ID:-0}
-packages="paddle scipy matplotlib networkx numpy"
 
 if [ ! -d data/pydocs ]; then
     if [ "$rank" = 0 ]; then
-        # shellcheck disable=SC2086  # the packages are words
-        "$python" examples/build_pydocs.py --installed $packages --max-passages 8000
+        "$python" examples/build_pydocs.py --installed --max-passages 8000
     else
         until [ -d data/pydocs ]; do sleep 1; done # rank 0 renames the finished folder into place
     fi
