@@ -308,7 +308,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         call = parse(sys.argv[1:] if arguments is None else arguments)
         import_paddle()
-        logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells which build it loads
+        for library in ("faiss", "bm25s"):  # both tell how they go about their work
+            logging.getLogger(library).setLevel(logging.WARNING)
         call()
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ROCKETQA_DEBUG"):
