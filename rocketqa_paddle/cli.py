@@ -155,9 +155,9 @@ def search(
     found = {hit.passage_id for hits in run.values() for hit in hits}
     passages = read_texts(index, found)
     if reranker:
-        run = retrieval.rerank(
-            checkpoints.load(reranker, kind=CROSS), run, passages, wanted, max(k, depth), progress=""
-        )
+        cross = checkpoints.load(reranker, kind=CROSS)
+        bar = "re-rank" if output else ""  # a person's few queries are answered at once
+        run = retrieval.rerank(cross, run, passages, wanted, depth, progress=bar)
     run = {query_id: hits[:k] for query_id, hits in run.items()}
     if output:
         RUN_WRITERS[format](output, run)
