@@ -205,13 +205,31 @@ def test_evaluate(data, a_run, tmp_path, capsys):
             for q, judged in COLLECTION.splits["dev"].qrels.items()
         },
     )
-    run("evaluate", "--qrels", qrels, "--run", perfect, "--baseline", a_run, "--measures", "[nDCG@10, RR@10]")
+    second = tmp_path / "second.run"  # the judged passages behind one that is not: worse by a known amount
+    formats.write_run_tsv(
+        second,
+        {
+            q: retrieval.to_hits(
+                q,
+                iter(
+                    [
+                        (next(p for p in COLLECTION.passages if p not in judged), 2.0),
+                        *((p, 1.0) for p in judged),
+                    ]
+                ),
+            )
+            for q, judged in COLLECTION.splits["dev"].qrels.items()
+        },
+    )
+    run(
+        "evaluate", "--qrels", qrels, "--run", perfect, "--baseline", second, "--measures", "[nDCG@10, RR@10]"
+    )
     out = capsys.readouterr().out
     rows = [line.split("|") for line in out.split("\n") if line.startswith("|")]
     assert [cell.strip() for cell in rows[0][1:-1]] == ["system", "nDCG@10", "RR@10 (MRR@10)"]
-    assert [row[1].strip() for row in rows[2:]] == [str(a_run), str(perfect)]
+    assert [row[1].strip() for row in rows[2:]] == [str(second), str(perfect)]
     assert [cell.strip() for cell in rows[3][2:-1]] == ["**1.000**", "**1.000**"]
-    assert f"{perfect} against {a_run}: nDCG@10 +0." in out
+    assert f"{perfect} against {second}: nDCG@10 +0." in out
     assert "paired t-test over 10 queries" in out
 
 
