@@ -45,6 +45,8 @@ setup(
         "sentencepiece>=0.2",
         "safetensors>=0.4",
         "tqdm>=4.60",
+        "httpx>=0.24",
+        "filelock>=3.8",
         "jsonargparse[signatures]>=4.35",
         "PyYAML>=6",
         "ir_measures>=0.3.4",

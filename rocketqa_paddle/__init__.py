@@ -8,16 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rocketqa_paddle.models import CrossModel, DualModel
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model"]
+__all__ = ["__version__", "available_models", "load_model"]
+
+
+def available_models() -> list[str]:
+    """The names of the published models, for `load_model`. `rocketqa models` tells more of them."""
+    from rocketqa_paddle import hub
+
+    return hub.available_models()
 
 
 def load_model(
-    model: str, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
+    model: str | Path, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
 ) -> DualModel | CrossModel:
-    """Load a checkpoint folder for inference. See `rocketqa_paddle.models.load_model`."""
+    """Load a model by name, file or folder. See `rocketqa_paddle.models.load_model`."""
     from rocketqa_paddle import models
 
     return models.load_model(model, use_cuda=use_cuda, device_id=device_id, batch_size=batch_size)

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import paddle
 from paddle import nn
 from safetensors.numpy import save_file
 
-from rocketqa_paddle import convert
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
 from rocketqa_paddle.ernie import ErnieConfig
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json
-from rocketqa_paddle.tokenization import Tokenizer, train_vocab
+from rocketqa_paddle.tokenization import Tokenizer
 
 FORMAT_VERSION = 1
-SIZES = {
-    "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "ffn_size": 256},
-    "mini": {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "ffn_size": 1024},
-}
-"""Networks from scratch, with a vocabulary trained on the corpus."""
+Kind = Literal["dual_encoder", "cross_encoder"]
+DUAL: Kind = "dual_encoder"
+CROSS: Kind = "cross_encoder"
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Checkpoint:
     lengths: dict[str, int]
 
     def __post_init__(self) -> None:
-        names = {"pair"} if isinstance(self.network, CrossEncoder) else {"query", "passage"}
+        names = {"pair"} if self.kind == CROSS else {"query", "passage"}
         if set(self.lengths) != names:
             raise ValueError(f"lengths {self.lengths}, expected {sorted(names)}")
         positions = self.network.config.max_positions
@@ -52,9 +49,18 @@ class Checkpoint:
             if length > positions:
                 raise ValueError(f"{name} length {length}, but the encoder has only {positions} positions")
 
+    @property
+    def kind(self) -> Kind:
+        """`dual_encoder` or `cross_encoder`."""
+        return CROSS if isinstance(self.network, CrossEncoder) else DUAL
 
-Start = convert.EncoderWeights | Checkpoint
-"""What training can start from: an encoder without head, or a whole checkpoint."""
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the parameters, whatever file they came from."""
+        state = hashlib.sha256()
+        for name, array in sorted(to_arrays(self.network).items()):
+            state.update(f"{name} {list(array.shape)}".encode())
+            state.update(np.ascontiguousarray(array).data)
+        return state.hexdigest()[:16]
 
 
 # Saving -----------------------------------------------------------------------------------------
@@ -73,21 +79,22 @@ def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
         vocabulary = tokenizer.save(new)
         config = {
             "format_version": FORMAT_VERSION,
-            **_describe(network),
+            **describe(network),
             "encoder": dataclasses.asdict(network.config),
             "lengths": checkpoint.lengths,
-            "tokenizer": {"file": vocabulary, "lower_case": tokenizer.lower_case, "for_cn": tokenizer.for_cn},
+            "tokenizer": {"file": vocabulary, **tokenizer.settings},
         }
         write_json(new / "config.json", config)
         save_file(to_arrays(network), new / "model.safetensors")
         (new / "README.md").write_text(_card(config, card), encoding="utf-8")
 
 
-def _describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:
+def describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:
+    """What makes the network, beside the sizes of its encoder."""
     if isinstance(network, CrossEncoder):
-        return {"model_type": "cross_encoder", "head": network.head}
+        return {"model_type": CROSS, "head": network.head}
     names = ("shared", "pooling", "normalize", "temperature")
-    return {"model_type": "dual_encoder", **{name: getattr(network, name) for name in names}}
+    return {"model_type": DUAL, **{name: getattr(network, name) for name in names}}
 
 
 def _card(config: Mapping[str, Any], text: str) -> str:
@@ -114,7 +121,7 @@ def to_arrays(network: nn.Layer) -> dict[str, np.ndarray]:
 
 
 def load(
-    folder: str | Path, *, kind: str | None = None, dropout: float = 0.0, use_recompute: bool = False
+    folder: str | Path, *, kind: Kind | None = None, dropout: float = 0.0, use_recompute: bool = False
 ) -> Checkpoint:
     """Read a checkpoint folder.
 
@@ -133,7 +140,8 @@ def load(
     if kind not in (None, config.get("model_type")):
         raise ValueError(f"{folder} is a {config.get('model_type')}, expected a {kind}")
     try:
-        network = _build(config, dropout=dropout, use_recompute=use_recompute)
+        sizes = ErnieConfig.from_dict(config["encoder"])
+        network = build(config, sizes, dropout=dropout, use_recompute=use_recompute)
         settings, lengths = dict(config["tokenizer"]), dict(config["lengths"])
         vocabulary = folder / Path(settings.pop("file")).name
     except (KeyError, TypeError) as error:
@@ -143,14 +151,14 @@ def load(
     return Checkpoint(network, Tokenizer(vocabulary, **settings), lengths)
 
 
-def _build(config: Mapping[str, Any], **training: Any) -> DualEncoder | CrossEncoder:
-    sizes = ErnieConfig.from_dict(config["encoder"])
-    if config["model_type"] == "cross_encoder":
+def build(config: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> DualEncoder | CrossEncoder:
+    """A network at random weights, from what `describe` tells and the sizes of its encoder."""
+    if config["model_type"] == CROSS:
         return CrossEncoder(sizes, head=config["head"], **training)
-    if config["model_type"] == "dual_encoder":
+    if config["model_type"] == DUAL:
         names = ("shared", "pooling", "normalize", "temperature")
         return DualEncoder(sizes, **{name: config[name] for name in names}, **training)
-    raise ValueError(f"model_type {config['model_type']!r}, expected 'dual_encoder' or 'cross_encoder'")
+    raise ValueError(f"model_type {config['model_type']!r}, expected {DUAL!r} or {CROSS!r}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -190,8 +198,20 @@ def load_arrays_into(
     tensors: Mapping[str, paddle.Tensor], arrays: Mapping[str, np.ndarray], source: str | Path
 ) -> None:
     """Fill tensors by name; see `load_arrays`."""
-    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    given = {name: tuple(array.shape) for name, array in arrays.items()}
+    check_shapes(_shapes(tensors), _shapes(arrays), source)
+    with paddle.no_grad():
+        for name, array in arrays.items():
+            tensors[name].set_value(array)
+
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: str | Path
+) -> None:
+    """Raise a `ValueError` that lists every name that is missing, left over or of another shape."""
     problems = [
         *(f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - given.keys())),
         *(f"left over {name} {list(given[name])}" for name in sorted(given.keys() - expected.keys())),
@@ -203,104 +223,3 @@ def load_arrays_into(
     ]
     if problems:
         raise ValueError(f"{source}: the parameters do not fit the network:\n  " + "\n  ".join(problems))
-    with paddle.no_grad():
-        for name, array in arrays.items():
-            tensors[name].set_value(array)
-
-
-def digest(folder: str | Path) -> str:
-    """16 hexadecimal digits that name a checkpoint's parameters."""
-    with open(whole(folder) / "model.safetensors", "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()[:16]
-            if hasattr(hashlib, "file_digest")
-            else _sha256(file)
-        )
-
-
-def _sha256(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    state = hashlib.sha256()
-    while block := file.read(1 << 20):
-        state.update(block)
-    return state.hexdigest()[:16]
-
-
-# Starting ---------------------------------------------------------------------------------------
-
-
-def read_start(start: str, corpus: Iterable[str], work: str | Path) -> Start:
-    """Find the start weights that a setting names.
-
-    Args:
-        start: see `config.RetrieverSettings.start`.
-        corpus: texts to train a vocabulary on, read for a size from scratch only.
-        work: folder where that vocabulary is written.
-
-    Returns:
-        A whole checkpoint of this project, or an encoder without head; from scratch, one without arrays.
-    """
-    folder = convert.installed_folder(start) if start.startswith("package:") else Path(start)
-    if is_checkpoint(folder):
-        return load(folder)
-    if start in SIZES:
-        return _from_scratch(start, corpus, Path(work))
-    return convert.read_huggingface(folder) if folder.is_dir() else convert.read_paddlenlp(start)
-
-
-def _from_scratch(size: str, corpus: Iterable[str], work: Path) -> convert.EncoderWeights:
-    path = work / "vocab.txt"
-    if not path.is_file():
-        work.mkdir(parents=True, exist_ok=True)
-        train_vocab(corpus, path)
-    config = ErnieConfig(vocab_size=len(Tokenizer(path)), max_positions=512, sent_types=2, **SIZES[size])
-    return convert.EncoderWeights(config, {}, path)
-
-
-def start_retriever(
-    weights: Start, query_length: int, passage_length: int, *, for_cn: bool = False, **network: Any
-) -> Checkpoint:
-    """A dual encoder whose towers start from `weights`; `network` is passed to `DualEncoder`."""
-    config, tokenizer = _parts(weights, for_cn)
-    encoder = DualEncoder(config, **network)
-    _fill(encoder, weights, {"query": encoder.query, "passage": encoder.passage})
-    return Checkpoint(encoder, tokenizer, {"query": query_length, "passage": passage_length})
-
-
-def start_reranker(weights: Start, length: int, *, for_cn: bool = False, **network: Any) -> Checkpoint:
-    """A cross encoder that starts from `weights`, its head at random unless they are a cross encoder's."""
-    config, tokenizer = _parts(weights, for_cn)
-    encoder = CrossEncoder(config, **network)
-    _fill(encoder, weights, {"ernie": encoder.ernie})
-    return Checkpoint(encoder, tokenizer, {"pair": length})
-
-
-def _parts(weights: Start, for_cn: bool) -> tuple[ErnieConfig, Tokenizer]:
-    if isinstance(weights, Checkpoint):
-        return weights.network.config, weights.tokenizer
-    tokenizer = Tokenizer(weights.vocabulary, lower_case=weights.lower_case, for_cn=for_cn)
-    if len(tokenizer) > weights.config.vocab_size:
-        raise ValueError(
-            f"{weights.vocabulary}: {len(tokenizer)} tokens, but the encoder has {weights.config.vocab_size}"
-        )
-    return weights.config, tokenizer
-
-
-def _fill(network: DualEncoder | CrossEncoder, weights: Start, towers: Mapping[str, nn.Layer]) -> None:
-    if isinstance(weights, convert.EncoderWeights):
-        for tower in towers.values():
-            if weights.arrays:
-                load_arrays(tower, weights.arrays, weights.vocabulary.parent)
-        return
-    theirs = weights.network
-    if type(theirs) is not type(network):
-        raise ValueError(
-            f"start is a {type(theirs).__name__}, expected a {type(network).__name__}: give a checkpoint "
-            "of the same kind, or an encoder without head"
-        )
-    if isinstance(network, CrossEncoder):
-        load_arrays(network, to_arrays(theirs), "start")
-        return
-    if network.shared and not theirs.shared:
-        raise ValueError("start has two towers, but shared=true asks for one: set shared=false")
-    for name, tower in towers.items():
-        load_arrays(tower, to_arrays(getattr(theirs, name)), "start")

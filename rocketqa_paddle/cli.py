@@ -44,7 +44,7 @@ def encode(
     """Write the vectors of passages or queries as a NumPy file.
 
     Args:
-        checkpoint: folder of a retriever
+        checkpoint: a retriever: folder, toolkit's JSON or published name
         input: file of `id TAB text` lines
         output: where to write: OUTPUT.npy, float32 [n, hidden], and OUTPUT.ids.txt
         kind: what the input holds
@@ -54,10 +54,10 @@ def encode(
     """
     import numpy as np
 
-    from rocketqa_paddle import checkpoints, retrieval
+    from rocketqa_paddle import convert, retrieval
 
     select_device(use_cuda)
-    model = checkpoints.load(checkpoint, kind=DUAL)
+    model = convert.read(checkpoint, kind=DUAL)
 
     if kind == "queries":
         queries = _by_id(input, formats.read_queries(input))
@@ -86,22 +86,20 @@ def index(
     """Encode a corpus and save it as a searchable index.
 
     Args:
-        checkpoint: folder of a retriever
+        checkpoint: a retriever: folder, toolkit's JSON or published name
         passages: file of `id TAB text` lines (para.txt)
         output: index folder to write
         titles: file of `id TAB title` lines (para.title.txt)
         batch_size: rows computed together
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle import checkpoints
+    from rocketqa_paddle import convert
     from rocketqa_paddle.retrieval import CorpusIndex
 
     corpus = _by_id(passages, formats.read_passages(passages, titles))
     select_device(use_cuda)
-    model = checkpoints.load(checkpoint, kind=DUAL)
-    CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(
-        output, checkpoints.digest(checkpoint)
-    )
+    model = convert.read(checkpoint, kind=DUAL)
+    CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(output, model.digest())
     print(f"{len(corpus)} passages indexed in {output}")
 
 
@@ -123,7 +121,7 @@ def search(
         checkpoint: a run's `best` folder, or the folder of the retriever that made the index
         query: what to search for
         index: index folder; by default the one in the `best` folder
-        reranker: folder of a re-ranker that orders the best passages; by default the one in the `best` folder
+        reranker: a re-ranker that orders the best passages; by default the one in the `best` folder
         queries: file of `id TAB text` lines to search for
         output: run file to write for `queries`
         format: of the run file: `qid TAB pid TAB rank TAB score`, or TREC's six columns
@@ -131,7 +129,7 @@ def search(
         depth: passages that the re-ranker reads
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle import checkpoints, retrieval
+    from rocketqa_paddle import convert, retrieval
     from rocketqa_paddle.index import VectorIndex, read_texts
 
     if k < 1 or depth < 1:
@@ -147,15 +145,15 @@ def search(
         retriever = folder
     if index is None:
         raise ValueError(f"{folder} has no retriever/ and index/ inside: name the index with --index")
-    vectors = VectorIndex.load(index, checkpoints.digest(retriever))
     select_device(use_cuda)
-    model = checkpoints.load(retriever, kind=DUAL)
+    model = convert.read(retriever, kind=DUAL)
+    vectors = VectorIndex.load(index, model.digest())
     encoded = retrieval.encode_queries(model, [q.text for q in wanted.values()])
     run = retrieval.search(vectors, encoded, list(wanted), max(k, depth) if reranker else k)
     found = {hit.passage_id for hits in run.values() for hit in hits}
     passages = read_texts(index, found)
     if reranker:
-        cross = checkpoints.load(reranker, kind=CROSS)
+        cross = convert.read(reranker, kind=CROSS)
         bar = "re-rank" if output else ""  # a person's few queries are answered at once
         run = retrieval.rerank(cross, run, passages, wanted, depth, progress=bar)
     run = {query_id: hits[:k] for query_id, hits in run.items()}
@@ -167,7 +165,7 @@ def search(
         print(f"\n{wanted[query_id].text}")
         for hit in hits:
             passage = passages[hit.passage_id]
-            print(f"{hit.rank:3d}. {passage.title or passage.id}  ({hit.score:.2f})")
+            print(f"{hit.rank:3d}. {_heading(passage)}  ({hit.score:.2f})")
             print(f"     {_short(passage.text)}")
 
 
@@ -186,7 +184,7 @@ def rerank(
     """Order the best passages of a run by a re-ranker and write the new run.
 
     Args:
-        checkpoint: folder of a re-ranker
+        checkpoint: a re-ranker: folder, toolkit's JSON or published name
         run: run to re-rank (TREC, or `qid pid rank score`)
         queries: file of `id TAB text` lines
         passages: file of `id TAB text` lines (para.txt)
@@ -197,7 +195,7 @@ def rerank(
         batch_size: rows computed together
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle import checkpoints, retrieval
+    from rocketqa_paddle import convert, retrieval
 
     hits = formats.read_run(run)
     asked = {query.id: query for query in formats.read_queries(queries)}
@@ -207,7 +205,7 @@ def rerank(
         if missing:
             raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {min(missing)!r}")
     select_device(use_cuda)
-    model = checkpoints.load(checkpoint, kind=CROSS)
+    model = convert.read(checkpoint, kind=CROSS)
     RUN_WRITERS[format](output, retrieval.rerank(model, hits, corpus, asked, depth, batch_size=batch_size))
     print(f"{len(hits)} queries re-ranked in {output}")
 
@@ -242,6 +240,59 @@ def evaluate(
         print("\n" + report.significance(rows[1], rows[0], judged, measures[0]))
 
 
+def convert_model(
+    source: str,
+    target: str,
+    to: Literal["native", "paddlenlp", "huggingface", "reference"] = "native",
+) -> None:
+    """Write a model in another format, and compare the two on sample text.
+
+    Args:
+        source: a published name, a toolkit's JSON, or a folder of any of these formats
+        target: folder to write
+        to: format of the target
+    """
+    from rocketqa_paddle import convert
+
+    model = convert.read(source)
+    convert.write(model, target, to, card=f"Converted from {source}.")
+    again = convert.read(target)
+    difference = convert.largest_difference(model, again)
+    print(f"{target}: {model.kind.replace('_', ' ')}, written as {to}")
+    print(f"largest difference on {len(convert.SAMPLE)} sample texts: {difference:.2g}")
+    for note in convert.notes(model, to):
+        print(f"note: {note}")
+
+
+def inspect_model(checkpoint: str) -> None:
+    """Tell what a model is: kind, sizes, tokenizer, lengths, digest.
+
+    Args:
+        checkpoint: a published name, a toolkit's JSON, or a folder of any format that `convert` reads
+    """
+    from rocketqa_paddle import convert
+
+    found = convert.find(checkpoint)
+    for name, value in convert.table(found):
+        print(f"{name:<12} {value}")
+
+
+def list_models() -> None:
+    """List the published models."""
+    from rocketqa_paddle import hub
+
+    rows = [("name", "kind", "language", "trained on", "system", "lengths", "fetched")]
+    for model in hub.MODELS.values():
+        lengths = ", ".join(f"{name} {length}" for name, length in model.lengths.items())
+        fetched = "yes" if hub.is_fetched(model.name) else "no"
+        kind = model.kind.replace("_", " ")
+        rows.append((model.name, kind, model.language, model.trained_on, model.system, lengths, fetched))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{value:<{width}}" for value, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\nfrom {hub.BASE_URL}/NAME.tar.gz, kept in {hub.home()}")
+
+
 # ------------------------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -250,8 +301,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "rerank": rerank,
     "evaluate": evaluate,
+    "convert": convert_model,
+    "inspect": inspect_model,
+    "models": list_models,
 }
 SYSTEMS: dict[str, tuple[type, Callable[..., None]]] = {"rocketqav2": (RocketQAv2Settings, train_rocketqav2)}
+USAGES = {"convert": "SOURCE TARGET [--to FORMAT]", "inspect": "CHECKPOINT", "models": ""}
 DUAL, CROSS = "dual_encoder", "cross_encoder"
 RUN_WRITERS: dict[str, Callable[..., None]] = {"tsv": formats.write_run_tsv, "trec": formats.write_trec_run}
 
@@ -277,9 +332,11 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("train", ArgumentParser(), help="train a system from raw text")
     for name, function in COMMANDS.items():
         command = ArgumentParser(
-            usage=f"rocketqa {name} [--KEY VALUE ...]", description=function.__doc__.split("\n\n")[0]
+            usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
+            description=function.__doc__.split("\n\n")[0],
         )
-        command.add_function_arguments(function, as_group=False, as_positional=False, skip={"query"})
+        positional = name in USAGES
+        command.add_function_arguments(function, as_group=False, as_positional=positional, skip={"query"})
         if name == "search":
             command.add_argument("query", nargs="*", type=str, help="what to search for")
         commands.add_subcommand(name, command, help=_first_line(function))
@@ -356,6 +413,10 @@ def _by_id(path: str, records: Iterable[Record]) -> dict[str, Record]:
     if not keyed:
         raise ValueError(f"{path}: the file is empty")
     return keyed
+
+
+def _heading(passage: Passage) -> str:
+    return passage.id if passage.title in ("", formats.NO_TITLE) else passage.title
 
 
 def _short(text: str, width: int = 160) -> str:

@@ -94,8 +94,9 @@ class RerankerSettings:
 
     start: str = "mini"
     """Start weights; see the retriever's."""
-    head: Literal["logit", "classes"] = "logit"
-    """One logit on the raw [CLS] (RocketQAv2), or tanh pooler and two classes (RocketQA v1)."""
+    head: Literal["logit", "classes", "pooled_logit"] = "logit"
+    """One logit on the raw [CLS] (RocketQAv2), tanh pooler and two classes (RocketQA v1), or tanh pooler and
+    one logit (Hugging Face)."""
     length: int = 160
     """Tokens of query, title and text, with the special ones."""
     dropout: float = 0.1

@@ -71,8 +71,8 @@ def _is_amd() -> bool:
     return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
 
 
-def select_device(use_cuda: bool, device_id: int = 0) -> str:
-    """Make `gpu:device_id` or `cpu` Paddle's current device and return its name.
+def find_device(use_cuda: bool, device_id: int = 0) -> str:
+    """`gpu:device_id` or `cpu`, Paddle's name of a device.
 
     Raises:
         ValueError: a GPU is asked for and this Paddle or machine has none, or fewer.
@@ -80,7 +80,7 @@ def select_device(use_cuda: bool, device_id: int = 0) -> str:
     import paddle
 
     if not use_cuda:
-        return _set_device("cpu")
+        return "cpu"
     if not paddle.is_compiled_with_cuda():
         raise ValueError(
             "use_cuda=True, but this Paddle is built for CPU: install paddlepaddle-gpu "
@@ -89,7 +89,14 @@ def select_device(use_cuda: bool, device_id: int = 0) -> str:
     count = paddle.device.cuda.device_count()
     if not 0 <= device_id < count:
         raise ValueError(f"device_id={device_id}, but this machine shows {count} GPUs (0 to {count - 1})")
-    return _set_device(f"gpu:{device_id}")
+    return f"gpu:{device_id}"
+
+
+def select_device(use_cuda: bool, device_id: int = 0) -> None:
+    """Make a device Paddle's current one; see `find_device`."""
+    import paddle
+
+    paddle.device.set_device(find_device(use_cuda, device_id))
 
 
 @contextlib.contextmanager
@@ -123,10 +130,3 @@ def gpu_id() -> int | None:
 
     kind, _, number = paddle.device.get_device().partition(":")
     return int(number) if kind == "gpu" else None
-
-
-def _set_device(name: str) -> str:
-    import paddle
-
-    paddle.device.set_device(name)
-    return name

@@ -12,7 +12,7 @@ from rocketqa_paddle.batching import Batch
 from rocketqa_paddle.ernie import Ernie, ErnieConfig, truncated_normal
 
 Pooling = Literal["cls", "mean"]
-Head = Literal["logit", "classes"]
+Head = Literal["logit", "classes", "pooled_logit"]
 
 
 class DualEncoder(nn.Layer):
@@ -81,8 +81,9 @@ class CrossEncoder(nn.Layer):
 
     Args:
         config: sizes of the encoder.
-        head: `logit`, dropout and one linear unit on the raw `[CLS]` (RocketQAv2's joint model); or
-            `classes`, a tanh pooler and two classes (RocketQA v1), whose score is the log-odds.
+        head: `logit`, dropout and one linear unit on the raw `[CLS]` (RocketQAv2's joint model);
+            `classes`, a tanh pooler and two classes (RocketQA v1), whose score is the log-odds; or
+            `pooled_logit`, a tanh pooler and one unit (the usual cross encoder of Hugging Face).
         dropout: in training, also before the head.
         use_recompute: see `Ernie`.
     """
@@ -91,20 +92,20 @@ class CrossEncoder(nn.Layer):
         self, config: ErnieConfig, *, head: Head = "logit", dropout: float = 0.1, use_recompute: bool = False
     ) -> None:
         super().__init__()
-        if head not in ("logit", "classes"):
-            raise ValueError(f"head={head!r}, expected 'logit' or 'classes'")
+        if head not in ("logit", "classes", "pooled_logit"):
+            raise ValueError(f"head={head!r}, expected 'logit', 'classes' or 'pooled_logit'")
         self.config, self.head = config, head
         self.ernie = Ernie(config, dropout, use_recompute)
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if head == "classes" else None
+        self.pooler = None if head == "logit" else nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.output = nn.Linear(config.hidden_size, 1 if head == "logit" else 2)
+        self.output = nn.Linear(config.hidden_size, 2 if head == "classes" else 1)
         for layer in (self.pooler, self.output):
             if layer is not None:
                 truncated_normal(config.initializer_range)(layer.weight)
                 nn.initializer.Constant(0.0)(layer.bias)
 
     def logits(self, batch: Batch) -> Tensor:
-        """`[rows, 1]` (head `logit`) or `[rows, 2]` (head `classes`; the second is relevance)."""
+        """`[rows, 2]` for the head `classes` (the second is relevance), `[rows, 1]` for the others."""
         state = self.ernie(*batch)[:, 0]  # [rows, hidden]
         if self.pooler is not None:
             state = F.tanh(self.pooler(state))
@@ -112,6 +113,6 @@ class CrossEncoder(nn.Layer):
             return self.output(self.dropout(state.astype(self.output.weight.dtype)))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores `[rows]`. A sigmoid makes them probabilities of relevance under either head."""
+        """Scores `[rows]`. A sigmoid makes them probabilities of relevance under any head."""
         logits = self.logits(batch)
-        return logits[:, 0] if self.head == "logit" else logits[:, 1] - logits[:, 0]
+        return logits[:, 1] - logits[:, 0] if self.head == "classes" else logits[:, 0]

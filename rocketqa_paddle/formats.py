@@ -7,7 +7,8 @@ when line 17 is reached. They share these rules:
   accepted. An empty line anywhere else is an error.
 - TSV has no quoting: a tab always ends a column. No white space is trimmed, and an id with spaces around it
   is an error.
-- A title of `-` means that there is none and is read as "", in every format: the RocketQA files write it so
+- Titles are taken as they stand. The RocketQA files write `-` where there is none, and the reference gives
+  the dash to its networks, so that its models know it
   (research/RocketQA_NAACL2021/data_process/construct_marco_train_de.py).
 - A query needs a text, and a passage a title or a text.
 
@@ -166,14 +167,14 @@ def _query(place: _Place, id: str, text: str) -> Query:
 
 
 def _passage(place: _Place, id: str, title: str, text: str, may_be_empty: bool = False) -> Passage:
-    passage = Passage(_id(place, "passage", id), "" if title == NO_TITLE else title, text)
+    passage = Passage(_id(place, "passage", id), title, text)
     if _is_empty(passage) and not may_be_empty:
         raise place.wrong(f"passage {id!r} has neither title nor text; write one or remove the passage")
     return passage
 
 
 def _is_empty(passage: Passage) -> bool:
-    return not passage.text.strip() and not passage.title.strip()
+    return not passage.text.strip() and passage.title.strip() in ("", NO_TITLE)
 
 
 def _integer(place: _Place, noun: str, text: str) -> int:
@@ -206,7 +207,7 @@ def read_queries(path: FilePath) -> Iterator[Query]:
 def read_passages(path: FilePath, titles: FilePath | None = None) -> Iterator[Passage]:
     """Read passages: `id TAB text` a line (`para.txt`); and `id TAB title` from `titles` (`para.title.txt`).
 
-    Every passage needs a line in `titles` (`-` for no title); titles of other passages are passed over. The
+    Every passage needs a line in `titles`; titles of other passages are passed over. The
     two files are read side by side, so that titles in the passages' order take no memory; in another order
     they are matched by id.
 
@@ -781,8 +782,8 @@ def write_collection(folder: FilePath, collection: Collection) -> None:
     """Write a collection in the RocketQA layout, so that `read_collection` reads the same again.
 
     Judgements take 2 columns where all are 1, and 4 (`query TAB 0 TAB passage TAB relevance`) otherwise; a
-    split without any gets no file. Raises `ValueError` naming the id where a text holds a tab or line end, a
-    query or passage is empty, or a title is `-`.
+    split without any gets no file. Raises `ValueError` naming the id where a text holds a tab or line end, or
+    a query or passage is empty.
     """
     folder = Path(folder)
     passages = collection.passages.values()
@@ -800,11 +801,7 @@ def _passage_row(passage: Passage) -> Sequence[str]:
 
 
 def _title_row(passage: Passage) -> Sequence[str]:
-    if passage.title == NO_TITLE:
-        raise ValueError(
-            f"passage {passage.id!r} has the title {NO_TITLE!r}, which means none; make it empty"
-        )
-    return passage.id, passage.title or NO_TITLE
+    return passage.id, passage.title
 
 
 def _query_row(query: Query) -> Sequence[str]:

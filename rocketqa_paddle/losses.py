@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor
 
 Direction = Literal["reranker", "retriever"]
@@ -116,6 +117,55 @@ def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) ->
     with paddle.amp.auto_cast(enable=False):  # products of hundreds would lose their differences in fp16
         scores = paddle.matmul(_single(query), _single(passages), transpose_y=True)  # [n, n + m]
     return -paddle.diagonal(_log_softmax(scores)).mean()
+
+
+def passage_centric(query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Cross entropy of every positive's own query among all queries and hard negatives of the batch.
+
+    PAIR (Ren et al., Findings of ACL 2021), the passage-centric loss L_P: a positive is to be nearer to its
+    query than to other passages. As in the reference (research/PAIR_ACL2021/model/src/finetune/
+    dual_encoder.py), the other queries of the batch are negatives, too.
+
+    Args:
+        query: `[n, hidden]`. Gets gradient, as do the others.
+        positive: `[n, hidden]`; row i answers query i.
+        negative: `[m, hidden]`, any number of hard negatives.
+    """
+    return in_batch(positive, query, negative)
+
+
+def pair(query: Tensor, positive: Tensor, negative: Tensor, alpha: float = 0.1) -> Tensor:
+    """PAIR's pre-training loss: `(1 - alpha) * in_batch + alpha * passage_centric`.
+
+    PAIR (Ren et al., Findings of ACL 2021), the combined loss of its first stage, L_Q and L_P weighted by
+    alpha. The encoder is shared by queries and passages, so that passages can be compared with passages.
+
+    Args:
+        query: `[n, hidden]`. Gets gradient, as do the others.
+        positive: `[n, hidden]`; row i answers query i.
+        negative: `[m, hidden]`, any number of hard negatives.
+        alpha: weight of the passage-centric part, 0 to 1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha}, expected 0 to 1")
+    query_centric = in_batch(query, positive, negative)
+    return (1 - alpha) * query_centric + alpha * passage_centric(query, positive, negative)
+
+
+def binary_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of two classes, of which the score is the log-odds, averaged over pairs.
+
+    The loss of RocketQA's re-ranker (Qu et al., NAACL 2021): `softmax_with_cross_entropy` over two logits in
+    the reference's `cross_encoder_train.py`, whose difference is the score here.
+
+    Args:
+        scores: `[pairs]`. Gets gradient.
+        labels: `[pairs]`, 1 for relevant and 0 for not.
+    """
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores are {list(scores.shape)}, labels {list(labels.shape)}: one label a score")
+    scores = _single(scores)
+    return F.binary_cross_entropy_with_logits(scores, labels.astype(scores.dtype))
 
 
 def _check_scores(scores: Tensor, name: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
 
-from rocketqa_paddle import checkpoints, device, retrieval
-from rocketqa_paddle.checkpoints import Checkpoint
-from rocketqa_paddle.encoders import CrossEncoder
+from rocketqa_paddle import convert, device, retrieval
+from rocketqa_paddle.checkpoints import CROSS, Checkpoint
+from rocketqa_paddle.finetune import FinetuneSettings, finetune
 
 
 class DualModel:
@@ -24,8 +25,8 @@ class DualModel:
         self.checkpoint, self.batch_size, self.place = checkpoint, batch_size, place
 
     def encode_query(self, query: Sequence[str]) -> np.ndarray:
-        """Vectors of queries, float32 `[n, hidden]`."""
-        queries = _texts("query", query)
+        """Vectors of queries, float32 `[n, hidden]`. A query ends at its first tab, as in the toolkit."""
+        queries = _queries(query)
         with device.using(self.place):
             return retrieval.encode_queries(self.checkpoint, queries, batch_size=self.batch_size)
 
@@ -40,9 +41,58 @@ class DualModel:
         self, query: Sequence[str], para: Sequence[str], title: Sequence[str] | None = ()
     ) -> np.ndarray:
         """Inner products of query i and passage i, float32 `[n]`."""
-        queries, texts = _texts("query", query), _texts("para", para)
+        queries, texts = _queries(query), _texts("para", para)
         _same_length("para", len(texts), "query", len(queries))
         return (self.encode_query(queries) * self.encode_para(texts, title)).sum(axis=-1)
+
+    def train(
+        self,
+        train_set: str | Path,
+        epoch: int,
+        save_model_path: str | Path,
+        *,
+        save_steps: int = 0,
+        learning_rate: float = 2e-5,
+        batch_size: int | None = None,
+        log_folder: str | Path = "log",
+        warmup_share: float = 0.0,
+        dropout: float = 0.1,
+        seed: int = 1,
+    ) -> None:
+        """Fine-tune on in-batch negatives and one hard negative a query. The model is the trained one then.
+
+        Saves a checkpoint folder `save_model_path/step_N` every `save_steps` steps and at the end;
+        `load_model` takes such a folder, `save_model_path` itself (its last one), or its `config.json`.
+        A call that was stopped goes on when it is made again with the same settings.
+
+        Args:
+            train_set: TSV of 6 columns: query, positive title and text, negative title and text, 0.
+            epoch: passes over it.
+            save_model_path: folder for the checkpoints.
+            save_steps: 0 saves half-way and at the end.
+            learning_rate: of AdamW at the start; it decays linearly to 0.
+            batch_size: queries a step; by default that of `load_model`.
+            log_folder: gets `log.train`, one JSON line every ten seconds.
+            warmup_share: share of the steps in which the rate grows from 0.
+            dropout: in training.
+            seed: of order and dropout.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a setting or a line of the file is wrong.
+            trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
+        """
+        settings = FinetuneSettings(
+            epoch=epoch,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            save_steps=save_steps,
+            learning_rate=learning_rate,
+            warmup_share=warmup_share,
+            dropout=dropout,
+            seed=seed,
+        )
+        with device.using(self.place):
+            self.checkpoint = finetune(self.checkpoint, train_set, save_model_path, log_folder, settings)
 
 
 class CrossModel:
@@ -58,7 +108,7 @@ class CrossModel:
 
         A probability for RocketQA v1 models (head `classes`), a logit for joint models.
         """
-        queries, texts = _texts("query", query), _texts("para", para)
+        queries, texts = _queries(query), _texts("para", para)
         _same_length("para", len(texts), "query", len(queries))
         titles = _titles(title, len(texts))
         if not queries:
@@ -71,14 +121,64 @@ class CrossModel:
             scores = expit(scores)
         return scores
 
+    def train(
+        self,
+        train_set: str | Path,
+        epoch: int,
+        save_model_path: str | Path,
+        *,
+        save_steps: int = 0,
+        learning_rate: float = 2e-5,
+        batch_size: int | None = None,
+        log_folder: str | Path = "log",
+        warmup_share: float = 0.0,
+        dropout: float = 0.1,
+        adversarial: float = 0.01,
+        seed: int = 1,
+    ) -> None:
+        """Fine-tune on single pairs by binary cross entropy. The model is the trained one then.
+
+        Args:
+            train_set: TSV of 4 columns: query, title, text, label (0 or 1).
+            epoch: passes over it.
+            save_model_path: folder for the checkpoints; see `DualModel.train`.
+            save_steps: 0 saves half-way and at the end.
+            learning_rate: of AdamW at the start; it decays linearly to 0.
+            batch_size: pairs a step; by default that of `load_model`.
+            log_folder: gets `log.train`, one JSON line every ten seconds.
+            warmup_share: share of the steps in which the rate grows from 0.
+            dropout: in training.
+            adversarial: length of the step by which the word embeddings are moved against the model, as
+                in the toolkit; it takes a second pass. 0 leaves it out.
+            seed: of order and dropout.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a setting or a line of the file is wrong.
+            trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
+        """
+        settings = FinetuneSettings(
+            epoch=epoch,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            save_steps=save_steps,
+            learning_rate=learning_rate,
+            warmup_share=warmup_share,
+            dropout=dropout,
+            adversarial=adversarial,
+            seed=seed,
+        )
+        with device.using(self.place):
+            self.checkpoint = finetune(self.checkpoint, train_set, save_model_path, log_folder, settings)
+
 
 def load_model(
-    model: str, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
+    model: str | Path, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
 ) -> DualModel | CrossModel:
-    """Load a checkpoint folder for inference.
+    """Load a model of any kind and format.
 
     Args:
-        model: a checkpoint folder, as `rocketqa train` saves it (`runs/…/best/retriever`).
+        model: a published name (`available_models()`), the toolkit's JSON, a checkpoint folder of this
+            project, or a folder of PaddleNLP, Hugging Face or sentence-transformers; see `convert.read`.
         use_cuda: compute on a GPU.
         device_id: which one.
         batch_size: rows computed together; more is faster.
@@ -87,15 +187,23 @@ def load_model(
         A `DualModel` or a `CrossModel`.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: the folder is not a whole checkpoint, or the device is not there.
+        FileNotFoundError: no model there.
+        ValueError: the model does not fit its own description, or the device is not there.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected at least 1")
-    place = device.select_device(use_cuda, device_id)
-    checkpoint = checkpoints.load(Path(model))
-    kind = CrossModel if isinstance(checkpoint.network, CrossEncoder) else DualModel
-    return kind(checkpoint, batch_size, place)
+    place = device.find_device(use_cuda, device_id)
+    with device.using(place):
+        checkpoint = convert.read(model)
+    return (CrossModel if checkpoint.kind == CROSS else DualModel)(checkpoint, batch_size, place)
+
+
+def _queries(query: Sequence[str]) -> list[str]:
+    """What stands before the first tab, the rest being other columns of the toolkit's query files."""
+    queries = _texts("query", query)
+    if cut := sum("\t" in text for text in queries):
+        warnings.warn(f"{cut} queries hold a tab; what follows it is not read", stacklevel=3)
+    return [text.partition("\t")[0] for text in queries]
 
 
 def _texts(name: str, values: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import paddle
 import yaml
 
-from rocketqa_paddle import checkpoints, device, distributed, formats, metrics, retrieval
+from rocketqa_paddle import checkpoints, device, distributed, formats, metrics, retrieval, starting
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RunSettings, StageSettings
 from rocketqa_paddle.records import Collection, Group, Hit, Query, Run, Split
@@ -67,7 +67,7 @@ class Pipeline:
     def start_retriever(self) -> Checkpoint:
         """The dual encoder before any training."""
         s = self.settings.retriever
-        return checkpoints.start_retriever(
+        return starting.start_retriever(
             self._read_start(s.start),
             s.query_length,
             s.passage_length,
@@ -83,7 +83,7 @@ class Pipeline:
     def start_reranker(self) -> Checkpoint:
         """The cross encoder before any training."""
         s = self.settings.reranker
-        return checkpoints.start_reranker(
+        return starting.start_reranker(
             self._read_start(s.start),
             s.length,
             for_cn=s.for_cn,
@@ -92,11 +92,11 @@ class Pipeline:
             use_recompute=s.recompute,
         )
 
-    def _read_start(self, start: str) -> checkpoints.Start:
+    def _read_start(self, start: str) -> starting.Start:
         corpus = (f"{passage.title} {passage.text}" for passage in self.passages.values())
         paddle.seed(self.settings.seed)
         with distributed.main_first():
-            return checkpoints.read_start(start, corpus, self.folder / "vocabulary")
+            return starting.read_start(start, corpus, self.folder / "vocabulary")
 
     # Queries ------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Pipeline:
         if all(self._dev_value(dev) > value for value in before):
             folder = self.folder / "best"
             self.save(retriever, folder / "retriever", f"Stage {stage}, chosen by {self.measure} on {name}.")
-            index.save(folder / "index", checkpoints.digest(folder / "retriever"))
+            index.save(folder / "index", retriever.digest())
 
     def _dev_value(self, run: Run | Path) -> float:
         run = formats.read_run(run) if isinstance(run, Path) else run

@@ -42,7 +42,7 @@ def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
     yield new
-    for path in (*new.iterdir(), new):
+    for path in (*new.rglob("*"), new):
         _sync(path)
     if folder.exists():
         folder.rename(old)

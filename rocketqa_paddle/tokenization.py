@@ -7,7 +7,7 @@ library; a SentencePiece model takes their place where a checkpoint has `spm.mod
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from tokenizers import Tokenizer as WordPieceTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from rocketqa_paddle.storage import read_json
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # no characters: the reference drops them, Rust cannot hold them
 _LATE_CJK = re.compile("([\U0002b820-\U0002b91f])")  # ideographs that the Rust tokenizer leaves in words
@@ -30,21 +32,35 @@ class Packed(NamedTuple):
 
 
 class Tokenizer:
-    """Word pieces (`vocab.txt`) or SentencePiece (`spm.model`), told apart by the file's ending.
+    """Word pieces (`vocab.txt`, `tokenizer.json`) or SentencePiece (`spm.model`), told apart by the ending.
 
     Args:
-        path: the vocabulary. A line of `vocab.txt` is a token, or a token, TAB and its id.
+        path: the vocabulary. A line of `vocab.txt` is a token, or a token, TAB and its id. Of a
+            `tokenizer.json` the vocabulary alone is read.
         lower_case: lower-case and strip accents (WordPiece only; a SentencePiece model holds its
             own normalisation).
         for_cn: remove spaces from the text first, as the reference does for Chinese.
+        one_segment: read title and text of a passage as one text, as sentence-transformers does.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the vocabulary lacks `[PAD]`, `[UNK]`, `[CLS]` or `[SEP]`.
     """
 
-    def __init__(self, path: str | Path, *, lower_case: bool = True, for_cn: bool = False) -> None:
-        self.path, self.lower_case, self.for_cn = Path(path), lower_case, for_cn
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        lower_case: bool = True,
+        for_cn: bool = False,
+        one_segment: bool = False,
+    ) -> None:
+        self.path, self.lower_case, self.for_cn, self.one_segment = (
+            Path(path),
+            lower_case,
+            for_cn,
+            one_segment,
+        )
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no vocabulary here; expected a vocab.txt or an spm.model")
         self._file = self.path.read_bytes()  # kept, so that `save` needs no file
@@ -64,6 +80,22 @@ class Tokenizer:
     def __len__(self) -> int:
         return len(self._pieces)
 
+    @property
+    def settings(self) -> dict[str, bool]:
+        """What `Tokenizer` takes beside the path."""
+        return {"lower_case": self.lower_case, "for_cn": self.for_cn, "one_segment": self.one_segment}
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id.
+
+        Raises:
+            ValueError: the pieces are a SentencePiece model's, which a list of tokens does not describe.
+        """
+        if isinstance(self._pieces, _SentencePieces):
+            raise ValueError(f"{self.path} is a SentencePiece model, expected a vocabulary of word pieces")
+        return dict(self._pieces.vocabulary)
+
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text, without special ones."""
         return self._pieces.tokens(self._clean([text]))[0]
@@ -80,14 +112,16 @@ class Tokenizer:
 
     def pack_queries(self, queries: Sequence[str], max_length: int) -> list[Packed]:
         """`[CLS] query [SEP]`, types 0, at most `max_length` tokens."""
-        return [
-            Packed([self.cls_id, *ids[: max_length - 2], self.sep_id], [0] * min(len(ids) + 2, max_length))
-            for ids in self.encode(queries)
-        ]
+        return [self._pack_one(ids, max_length) for ids in self.encode(queries)]
 
     def pack_passages(self, titles: Sequence[str], texts: Sequence[str], max_length: int) -> list[Packed]:
-        """`[CLS] title [SEP] text [SEP]`, types 0 then 1; an empty title keeps its `[SEP]`."""
+        """`[CLS] title [SEP] text [SEP]`, types 0 then 1; an empty title keeps its `[SEP]`.
+
+        With `one_segment`: `[CLS] title text [SEP]`, types 0.
+        """
         pairs = zip(self.encode(titles), self.encode(texts), strict=True)
+        if self.one_segment:
+            return [self._pack_one(title + text, max_length) for title, text in pairs]
         return [self._pack_pair(title, text, max_length) for title, text in pairs]
 
     def pack_pairs(
@@ -97,6 +131,10 @@ class Tokenizer:
         triples = zip(self.encode(queries), self.encode(titles), self.encode(texts), strict=True)
         return [self._pack_pair(query, title + text, max_length) for query, title, text in triples]
 
+    def _pack_one(self, ids: list[int], max_length: int) -> Packed:
+        ids = [self.cls_id, *ids[: max_length - 2], self.sep_id]
+        return Packed(ids, [0] * len(ids))
+
     def _pack_pair(self, first: list[int], second: list[int], max_length: int) -> Packed:
         first, second = truncate_pair(first, second, max_length - 3)
         return Packed(
@@ -105,9 +143,12 @@ class Tokenizer:
         )
 
     def save(self, folder: str | Path) -> str:
-        """Copy the vocabulary into `folder` and return the file's name."""
+        """Write the vocabulary into `folder` and return the file's name."""
         name = "spm.model" if self.path.suffix == ".model" else "vocab.txt"
-        (Path(folder) / name).write_bytes(self._file)
+        if self.path.suffix == ".json":
+            write_vocab(Path(folder) / name, self.vocabulary)
+        else:
+            (Path(folder) / name).write_bytes(self._file)
         return name
 
 
@@ -127,7 +168,15 @@ def truncate_pair(first: list[int], second: list[int], limit: int) -> tuple[list
 
 
 def read_vocab(path: str | Path) -> dict[str, int]:
-    """Token -> id. A line is a token (its id the line's number) or a token, TAB and its id."""
+    """Token -> id, from a `vocab.txt` or a `tokenizer.json`.
+
+    A line of a `vocab.txt` is a token (its id the line's number), or a token, TAB and its id.
+
+    Raises:
+        ValueError: not such a file; names file and line.
+    """
+    if Path(path).suffix == ".json":
+        return _read_tokenizer_json(Path(path))
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -141,6 +190,24 @@ def read_vocab(path: str | Path) -> dict[str, int]:
             )
         vocab[token.strip()] = int(index[0]) if index else number
     return vocab
+
+
+def _read_tokenizer_json(path: Path) -> dict[str, int]:
+    values = read_json(path)
+    model = values.get("model") or {}
+    if not isinstance(model.get("vocab"), dict) or model.get("type", "WordPiece") != "WordPiece":
+        raise ValueError(
+            f"{path}: the tokenizer is {model.get('type')!r}, expected 'WordPiece' with a vocabulary"
+        )
+    added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
+    return model["vocab"] | added
+
+
+def write_vocab(path: str | Path, vocabulary: Mapping[str, int]) -> None:
+    """Write a `vocab.txt` whose line numbers are the ids; an id that no token has gets `[unusedID]`."""
+    tokens = {index: token for token, index in vocabulary.items()}
+    lines = (tokens.get(index, f"[unused{index}]") for index in range(max(tokens) + 1))
+    Path(path).write_text("".join(f"{token}\n" for token in lines), encoding="utf-8")
 
 
 def train_vocab(texts: Iterable[str], path: str | Path, size: int = 8000) -> None:
@@ -163,9 +230,8 @@ def train_vocab(texts: Iterable[str], path: str | Path, size: int = 8000) -> Non
     inner = sorted({f"##{character}" for word in words for character in word[1:]})
     trainer = WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL_TOKENS, *inner], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     new = Path(path).with_suffix(".new")
-    new.write_text("".join(f"{token}\n" for token, _ in vocab), encoding="utf-8")
+    write_vocab(new, tokenizer.get_vocab())
     new.replace(path)
 
 
@@ -173,8 +239,8 @@ class _WordPieces:
     """Basic tokenisation and greedy longest-match word pieces."""
 
     def __init__(self, path: Path, lower_case: bool) -> None:
-        self._vocab, self._lower_case = read_vocab(path), lower_case
-        model = WordPiece(self._vocab, unk_token="[UNK]", max_input_chars_per_word=100)
+        self.vocabulary, self._lower_case = read_vocab(path), lower_case
+        model = WordPiece(self.vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
         self._tokenizer = WordPieceTokenizer(model)
         # Lower-casing is left to Python: Rust's differs for a few letters, such as a final sigma.
         self._tokenizer.normalizer = BertNormalizer(
@@ -183,10 +249,10 @@ class _WordPieces:
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
 
     def __len__(self) -> int:
-        return max(self._vocab.values()) + 1
+        return max(self.vocabulary.values()) + 1
 
     def id_of(self, token: str) -> int | None:
-        return self._vocab.get(token)
+        return self.vocabulary.get(token)
 
     def tokens(self, texts: list[str]) -> list[list[str]]:
         return [[self._tokenizer.id_to_token(i) for i in ids] for ids in self.ids(texts)]

@@ -87,6 +87,7 @@ class Trainer(Generic[Example]):
         precision: `fp32`, `bf16` or `fp16` (with loss scaling).
         seed: of order and dropout.
         save_minutes: how often to save.
+        after_step: called with the number of steps taken, after each of them.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Trainer(Generic[Example]):
         precision: str = "fp32",
         seed: int = 1,
         save_minutes: float = 10.0,
+        after_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         if not examples:
             raise ValueError(f"{stage}: no training examples")
@@ -114,7 +116,7 @@ class Trainer(Generic[Example]):
             settings,
         )
         self.folder, self.log, self.precision, self.seed = Path(folder), log, precision, seed
-        self.save_seconds = 60 * save_minutes
+        self.save_seconds, self.after_step = 60 * save_minutes, after_step
         global_batch = settings.batch_size * distributed.world_size()
         self.total_steps = settings.steps or math.ceil(settings.epochs * len(examples) / global_batch)
         self.step = 0
@@ -145,6 +147,7 @@ class Trainer(Generic[Example]):
         with bar, _stop_requests() as stop:
             while self.step < self.total_steps:
                 window.append(self._take_step())
+                self.after_step(self.step)
                 bar.update()
                 now = time.monotonic()
                 if now - logged > _LOG_SECONDS or self.step in (1, self.total_steps):

@@ -8,7 +8,7 @@ import paddle
 from paddlenlp.transformers import ErnieConfig, ErnieModel, ErnieTokenizer
 
 from rocketqa_paddle.checkpoints import load_arrays
-from rocketqa_paddle.convert import read_paddlenlp
+from rocketqa_paddle.convert.paddlenlp import read_encoder
 from rocketqa_paddle.ernie import Ernie
 
 
@@ -35,7 +35,7 @@ def difference(folder: Path, use_task_id: bool) -> float:
             parameter.set_value(paddle.randn(parameter.shape) * 0.01)  # small: the epsilon shows
     theirs.save_pretrained(str(folder))
     ErnieTokenizer(str(folder / "vocab.txt")).save_pretrained(str(folder))
-    weights = read_paddlenlp(str(folder))
+    weights = read_encoder(str(folder))
     ours = Ernie(weights.config)
     ours.eval()
     load_arrays(ours, weights.arrays, folder)

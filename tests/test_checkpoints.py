@@ -14,9 +14,11 @@ from reference import Sizes
 from safetensors.numpy import load_file, save_file
 
 from rocketqa_paddle import checkpoints, convert, retrieval, storage
-from rocketqa_paddle.checkpoints import Checkpoint, read_start, start_reranker, start_retriever
+from rocketqa_paddle.checkpoints import Checkpoint
+from rocketqa_paddle.convert.weights import EncoderWeights
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
 from rocketqa_paddle.ernie import ErnieConfig
+from rocketqa_paddle.starting import read_start, start_reranker, start_retriever
 from rocketqa_paddle.tokenization import Tokenizer
 
 TEXTS = ["what is the moon", "paris . capital", "tides follow its pull and tides"]
@@ -125,7 +127,7 @@ def test_the_digest_names_the_parameters(
     for name, checkpoint in (("a", one), ("b", one), ("c", other)):
         checkpoints.save(checkpoint, tmp_path / name, card=name)
     checkpoints.save(checkpoints.load(tmp_path / "a"), tmp_path / "again")
-    digests = [checkpoints.digest(tmp_path / name) for name in ("a", "b", "again", "c")]
+    digests = [checkpoints.load(tmp_path / name).digest() for name in ("a", "b", "again", "c")]
     assert digests[0] == digests[1] == digests[2] != digests[3]
     assert len(digests[0]) == 16 and int(digests[0], 16) >= 0
 
@@ -479,7 +481,9 @@ def test_a_hugging_face_folder_without_a_file_is_refused(
 ) -> None:
     write_huggingface(tmp_path / "hf", vocab, bert_sizes(len(tokenizer)))
     (tmp_path / "hf" / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=f"hf/{missing}: not there"):
+    with pytest.raises(
+        FileNotFoundError, match=f"hf.* {missing}" if missing != "model.safetensors" else missing
+    ):
         read_start(str(tmp_path / "hf"), [], tmp_path)
 
 
@@ -493,7 +497,7 @@ def test_another_architecture_is_refused(tmp_path: Path, vocab: Path, tokenizer:
 
 def test_a_size_from_scratch_trains_its_vocabulary_once(tmp_path: Path) -> None:
     start = read_start("tiny", (f"{text} again" for text in TEXTS), tmp_path / "work")
-    assert isinstance(start, convert.EncoderWeights)
+    assert isinstance(start, EncoderWeights)
     assert (start.config.hidden_size, start.config.num_layers, start.arrays) == (64, 2, {})
     assert start.vocabulary == tmp_path / "work" / "vocab.txt"
     retriever = start_retriever(start, 8, 20)
@@ -524,9 +528,7 @@ def test_a_start_may_lie_in_an_installed_package_which_is_not_imported(
 
 def test_an_unknown_start_tells_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"start='ernie-9' is no folder and no size .tiny, mini.; .*paddlenlp"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"'ernie-9': no such file .*paddlenlp.*: tiny, mini"):
         read_start("ernie-9", [], tmp_path)
 
 
@@ -542,9 +544,9 @@ def test_a_broken_checkpoint_is_not_taken_for_a_foreign_one(
 
 
 def test_chinese_text_loses_its_spaces_from_the_start_on(vocab: Path, tiny_config: ErnieConfig) -> None:
-    weights = convert.EncoderWeights(tiny_config, {}, vocab)
+    weights = EncoderWeights(tiny_config, {}, vocab)
     for start in (
-        checkpoints.start_retriever(weights, 8, 20, for_cn=True),
-        checkpoints.start_reranker(weights, 20, for_cn=True),
+        start_retriever(weights, 8, 20, for_cn=True),
+        start_reranker(weights, 20, for_cn=True),
     ):
         assert start.tokenizer.tokenize("a b") == start.tokenizer.tokenize("ab")

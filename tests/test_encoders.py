@@ -116,5 +116,5 @@ def test_a_dual_encoder_refuses_wrong_settings(tiny_config: ErnieConfig, setting
 
 
 def test_a_cross_encoder_refuses_an_unknown_head(tiny_config: ErnieConfig) -> None:
-    with pytest.raises(ValueError, match="head='probability', expected 'logit' or 'classes'"):
+    with pytest.raises(ValueError, match="head='probability', expected 'logit', 'classes' or 'pooled_logit'"):
         CrossEncoder(tiny_config, head="probability")

@@ -44,7 +44,9 @@ def check_run(folder, rounds: int) -> None:
     text = (folder / "report.md").read_text()
     for row in ("start weights", "retriever, warmed up", "retriever, round-001", "re-ranker, warmed up"):
         assert f"| {row} " in text
-    index = VectorIndex.load(folder / "best" / "index", checkpoints.digest(folder / "best" / "retriever"))
+    index = VectorIndex.load(
+        folder / "best" / "index", checkpoints.load(folder / "best" / "retriever").digest()
+    )
     assert len(index) == 60
     assert (folder / "curves.png").stat().st_size > 1000
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -230,7 +230,7 @@ def test_passages_without_titles(write: Write) -> None:
 def test_titles_in_any_order(write: Write, titles: str) -> None:
     path = write("para.txt", "7\ta\n8\tb\n9\tc\n")
     passages = read_passages(path, write("para.title.txt", titles))
-    assert [(passage.id, passage.title) for passage in passages] == [("7", "Seven"), ("8", ""), ("9", "")]
+    assert [(passage.id, passage.title) for passage in passages] == [("7", "Seven"), ("8", "-"), ("9", "")]
 
 
 def test_title_makes_up_for_text(write: Write) -> None:
@@ -275,7 +275,7 @@ def test_load_qrels(write: Write) -> None:
 def test_cross(write: Write) -> None:
     one, two = read_cross_tsv(write("cross.tsv", CROSS + "q\t-\tx\t0\n"))
     assert (one.query, one.passages) == (Query("1", "a query"), (Passage("1", "a title", "a text"),))
-    assert (two.passages, two.labels, two.source) == ((Passage("2", "", "x"),), (0,), "labelled")
+    assert (two.passages, two.labels, two.source) == ((Passage("2", "-", "x"),), (0,), "labelled")
     assert one.labels == (1,)
 
 
@@ -412,7 +412,7 @@ TEVATRON = {
 def test_tevatron(write: Write) -> None:
     (group,) = read_tevatron(write("train.jsonl", TEVATRON))
     assert group.query == Query("q1", "who ?")
-    assert group.passages == (Passage("1", "", "a"), Passage("3", "", "c"))
+    assert group.passages == (Passage("1", "-", "a"), Passage("3", "", "c"))
     assert group.labels == (1, 0)
 
 
@@ -473,7 +473,7 @@ def test_training_groups_looks_at_once(write: Write, tmp_path: Path) -> None:
 
 FOLDER = {
     "para.txt": "1\tone\n2\ttwo\n3\tthree\n",
-    "para.title.txt": "1\tOne\n2\t-\n3\t-\n",
+    "para.title.txt": "1\tOne\n2\t\n3\t-\n",
     "train.query.txt": "10\tten\n11\televen\n",
     "qrels.train.tsv": "10\t1\n11\t2\n11\t3\n",
     "test.query.txt": "20\ttwenty\n",
@@ -485,7 +485,7 @@ BEIR = {
     '{"_id": "11", "text": "eleven"}\n',
     "qrels/train.tsv": "query-id\tcorpus-id\tscore\n10\t1\t1\n11\t2\t1\n11\t3\t1\n",
 }
-PASSAGES = {"1": Passage("1", "One", "one"), "2": Passage("2", "", "two"), "3": Passage("3", "", "three")}
+PASSAGES = {"1": Passage("1", "One", "one"), "2": Passage("2", "", "two"), "3": Passage("3", "-", "three")}
 TRAIN = Split(
     {"10": Query("10", "ten"), "11": Query("11", "eleven")}, {"10": {"1": 1}, "11": {"2": 1, "3": 1}}
 )
@@ -683,7 +683,7 @@ def test_tag_is_one_word(tmp_path: Path) -> None:
     [
         (Passage("7", "", "a\tb"), Query("1", "a"), "id '7' has a tab or line end"),
         (Passage("7", "a\nb", "c"), Query("1", "a"), "id '7' has a tab or line end"),
-        (Passage("7", "-", "c"), Query("1", "a"), "passage '7' has the title '-'"),
+        (Passage("7", "-", " "), Query("1", "a"), "passage '7' has neither title nor text"),
         (Passage("7", "", " "), Query("1", "a"), "passage '7' has neither title nor text"),
         (Passage(" 7", "", "a"), Query("1", "a"), "id ' 7'"),
         (Passage("7", "", "a"), Query("1", "a\r"), "id '1' has a tab or line end"),
@@ -738,7 +738,7 @@ def runs(draw: st.DrawFn, names: st.SearchStrategy[str]) -> dict[str, list[Hit]]
 
 @st.composite
 def collections(draw: st.DrawFn) -> Collection:
-    titles = texts.filter(lambda title: title != "-") | st.just("")
+    titles = texts | st.sampled_from(["", "-"])
     passages = {
         id: Passage(id, draw(titles), draw(texts)) for id in draw(st.sets(ids, min_size=1, max_size=4))
     }

@@ -19,9 +19,10 @@ FLOORS = {
     for floor, names in {
         6: "cli __main__ serve",
         5: "systems.rocketqa systems.pair systems.rocketqav2 systems.ar2 systems",
-        4: "trainer mining pipeline report",
-        3: "models retrieval scoring",
-        2: "engine checkpoints convert hub",
+        4: "trainer mining pipeline report finetune models",
+        3: "retrieval scoring",
+        2: "checkpoints convert convert.weights convert.reference convert.paddlenlp convert.huggingface "
+        "hub starting",
         1: "encoders batching formats metrics index",
         0: "ernie losses tokenization distributed config records device storage",
     }.items()

@@ -209,7 +209,7 @@ def test_a_gpu_on_a_cpu_build_is_refused_with_the_remedy(folders: dict[str, str]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected a checkpoint folder"):
+    with pytest.raises(FileNotFoundError, match="no model there. Expected a folder with config.json"):
         load_model(str(tmp_path))
 
 

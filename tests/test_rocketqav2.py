@@ -58,7 +58,7 @@ def outcome(settings) -> dict[str, str]:
     paths = [*folder.glob("*/*.tsv"), folder / "report.md", *folder.glob("best/*/*.jsonl")]
     texts = {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in paths}
     models = {
-        str(path.parent.relative_to(folder)): checkpoints.digest(path.parent)
+        str(path.parent.relative_to(folder)): checkpoints.load(path.parent).digest()
         for path in folder.glob("*/*/model.safetensors")
     }
     return texts | models | {"index": json.loads((folder / "best/index/meta.json").read_text())["model"]}
@@ -67,7 +67,7 @@ def outcome(settings) -> dict[str, str]:
 def check_best(settings) -> None:
     """`best/` is a search engine: its parts fit one another, and each is the best on dev."""
     best = folder_of(settings) / "best"
-    index = VectorIndex.load(best / "index", checkpoints.digest(best / "retriever"))
+    index = VectorIndex.load(best / "index", checkpoints.load(best / "retriever").digest())
     retriever = checkpoints.load(best / "retriever", kind="dual_encoder")
     collection = toy.collection()
     texts = read_texts(best / "index", set(index.ids))
@@ -88,7 +88,8 @@ def check_best(settings) -> None:
         chosen = {
             stage
             for stage in values
-            if checkpoints.digest(folder_of(settings) / stage / model) == checkpoints.digest(best / model)
+            if checkpoints.load(folder_of(settings) / stage / model).digest()
+            == checkpoints.load(best / model).digest()
         }
         assert max(values.values()) in {values[stage] for stage in chosen}, (model, values, chosen)
 
@@ -181,7 +182,7 @@ def test_best_is_a_search_engine(whole):
 
 def test_every_stage_has_models_of_its_own(whole):
     for model in ("retriever", "reranker"):
-        digests = [checkpoints.digest(folder_of(whole) / stage / model) for stage in STAGES[1:]]
+        digests = [checkpoints.load(folder_of(whole) / stage / model).digest() for stage in STAGES[1:]]
         assert len(set(digests)) == 3
 
 
@@ -377,7 +378,10 @@ def test_without_warming_up(data, tmp_path):
     rocketqav2.train(settings)
     assert not (tmp_path / "run" / "start").exists()
     assert "start weights" not in (tmp_path / "run/report.md").read_text()
-    check = [checkpoints.digest(tmp_path / "run" / stage / "retriever") for stage in ("warm-up", "round-001")]
+    check = [
+        checkpoints.load(tmp_path / "run" / stage / "retriever").digest()
+        for stage in ("warm-up", "round-001")
+    ]
     assert check[0] != check[1]
 
 

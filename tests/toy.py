@@ -107,7 +107,7 @@ def write_best(folder: Path) -> Path:
     checkpoints.save(retriever, folder / "retriever", "A toy.")
     checkpoints.save(cross(tokens, dropout=0.0), folder / "reranker", "A toy.")
     index = CorpusIndex(retriever, collection().passages, progress="")
-    index.save(folder / "index", checkpoints.digest(folder / "retriever"))
+    index.save(folder / "index", checkpoints.load(folder / "retriever").digest())
     return folder
 
 

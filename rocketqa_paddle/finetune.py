@@ -1,0 +1,162 @@
+"""Fine-tuning of a loaded model on a training file, as the RocketQA toolkit's `train` does it.
+
+A dual encoder learns from in-batch negatives and one hard negative a query (rocketqa/model/
+dual_encoder_train.py); a cross encoder from single pairs with a label, its word embeddings perturbed
+(rocketqa/model/cross_encoder_train.py).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+from paddle import Tensor
+
+from rocketqa_paddle import checkpoints, formats, losses, scoring
+from rocketqa_paddle.checkpoints import DUAL, Checkpoint
+from rocketqa_paddle.config import OptimizerSettings, StageSettings
+from rocketqa_paddle.records import Group
+from rocketqa_paddle.storage import read_json, write_json
+from rocketqa_paddle.trainer import MetricsLog, Trainer
+
+Loss = Callable[[Sequence[Group]], Mapping[str, Tensor]]
+LOG = "log.train"
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What `models.DualModel.train` and `models.CrossModel.train` take; see there."""
+
+    epoch: int
+    batch_size: int
+    save_steps: int = 0
+    learning_rate: float = 2e-5
+    warmup_share: float = 0.0
+    dropout: float = 0.1
+    adversarial: float = 0.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in {"epoch": 1, "batch_size": 1, "save_steps": 0, "adversarial": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least {least}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}, expected 0 or more and less than 1")
+
+
+def finetune(
+    start: Checkpoint,
+    train_set: str | Path,
+    output: str | Path,
+    log_folder: str | Path,
+    settings: FinetuneSettings,
+) -> Checkpoint:
+    """Train a copy of `start` and return it.
+
+    Writes `output/step_N`, a checkpoint folder every `save_steps` steps and at the end, and
+    `output/config.json`, which names the last of them as the toolkit's JSON does. A call that was stopped
+    goes on when it is made again.
+
+    Raises:
+        ValueError: a setting or the file is wrong, or `output` holds another model's config.json.
+        trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
+    """
+    output, log_folder = Path(output), Path(log_folder)
+    _check_free(output)
+    read = formats.read_dual_tsv if start.kind == DUAL else formats.read_cross_tsv
+    groups = list(read(train_set))
+    if not groups:
+        raise ValueError(f"{train_set}: the file is empty, expected training examples")
+    model = _copy(start, settings.dropout)
+    steps = math.ceil(settings.epoch * len(groups) / settings.batch_size)
+    every = settings.save_steps or math.ceil(steps / 2)
+
+    def save(step: int) -> None:
+        if step % every == 0 or step == steps:
+            name = f"step_{step}"
+            checkpoints.save(model, output / name, f"Fine-tuned on {train_set}, step {step} of {steps}.")
+            write_json(output / "config.json", {"model_type": model.kind, "model_checkpoint_path": name})
+
+    asked = zlib.crc32(repr((str(train_set), settings)).encode())
+    unfinished = output / f"unfinished-{asked:08x}"  # another call's state is not this one's
+    log_folder.mkdir(parents=True, exist_ok=True)
+    optimizer = OptimizerSettings(learning_rate=settings.learning_rate, warmup_share=settings.warmup_share)
+    trainer = Trainer(
+        "train",
+        {"model": model.network},
+        groups,
+        _dual_loss(model) if model.kind == DUAL else _cross_loss(model, settings.adversarial),
+        StageSettings(batch_size=settings.batch_size, steps=steps, optimizer=optimizer),
+        folder=unfinished,
+        log=MetricsLog(log_folder / LOG),
+        seed=settings.seed,
+        after_step=save,
+    )
+    trainer.fit()
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return model
+
+
+def _check_free(output: Path) -> None:
+    path = output / "config.json"
+    if path.is_file() and not str(read_json(path).get("model_checkpoint_path")).startswith("step_"):
+        raise ValueError(f"{path} is another model's, which training would replace: choose another folder")
+
+
+def _copy(checkpoint: Checkpoint, dropout: float) -> Checkpoint:
+    described = checkpoints.describe(checkpoint.network)
+    network = checkpoints.build(described, checkpoint.network.config, dropout=dropout)
+    checkpoints.load_arrays(network, checkpoints.to_arrays(checkpoint.network), "the loaded model")
+    return Checkpoint(network, checkpoint.tokenizer, dict(checkpoint.lengths))
+
+
+def _dual_loss(retriever: Checkpoint) -> Loss:
+    def loss(groups: Sequence[Group]) -> dict[str, Tensor]:
+        positives, negatives = zip(*(group.passages for group in groups), strict=True)
+        vectors = scoring.passage_vectors(retriever, [*positives, *negatives])
+        positive, negative = vectors[: len(groups)], vectors[len(groups) :]
+        return {"loss": losses.in_batch(scoring.query_vectors(retriever, groups), positive, negative)}
+
+    return loss
+
+
+def _cross_loss(reranker: Checkpoint, adversarial: float) -> Loss:
+    def entropy(groups: Sequence[Group]) -> Tensor:
+        labels = paddle.to_tensor([float(group.labels[0]) for group in groups])
+        return losses.binary_cross_entropy(scoring.reranker_scores(reranker, groups).flatten(), labels)
+
+    def loss(groups: Sequence[Group]) -> dict[str, Tensor]:
+        if not adversarial:
+            return {"loss": entropy(groups)}
+        with perturbed(reranker, lambda: entropy(groups), adversarial):
+            return {"loss": entropy(groups)}
+
+    return loss
+
+
+@contextmanager
+def perturbed(reranker: Checkpoint, loss: Callable[[], Tensor], size: float) -> Iterator[None]:
+    """Move the word embeddings by `size` in the direction in which the loss grows most, then put them back.
+
+    The direction is the gradient over its norm, taken without dropout. Fast gradient method (Miyato et al.,
+    ICLR 2017), as in the reference's `cross_encoder_train.py`.
+    """
+    network, embedding = reranker.network, reranker.network.ernie.word_embedding.weight
+    network.eval()
+    (gradient,) = paddle.grad(loss(), [embedding])
+    network.train()
+    with paddle.no_grad():
+        kept = embedding.clone()
+        norm = (gradient.square().sum() + 1e-8).sqrt()
+        embedding.set_value(embedding + size * gradient / norm)
+    try:
+        yield
+    finally:
+        with paddle.no_grad():
+            embedding.set_value(kept)
