@@ -186,3 +186,63 @@ def test_in_batch_gradient_of_queries_positives_and_negatives() -> None:
 def test_in_batch_refuses_unpaired_rows() -> None:
     with pytest.raises(ValueError, match=r"query is .*\[2, 3\].*, positive .*\[4, 3\]"):
         losses.in_batch(paddle.ones([2, 3]), paddle.ones([4, 3]))
+
+
+# PAIR -------------------------------------------------------------------------------------------
+
+
+def passage_centric_by_hand(query: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:
+    scores = positive @ np.concatenate([query, negative]).T  # column i: the query of positive i
+    return reference.cross_entropy(scores, range(len(query)))
+
+
+@pytest.mark.parametrize("negatives", [1, 3, 5])
+def test_passage_centric_equals_the_oracle(negatives: int) -> None:
+    query, positive, negative = normal(3, 6, seed=7), normal(3, 6, seed=8), normal(negatives, 6, seed=9)
+    given = losses.passage_centric(tensor(query), tensor(positive), tensor(negative))
+    assert float(given) == pytest.approx(passage_centric_by_hand(query, positive, negative), rel=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.6, 1.0])
+def test_pair_weighs_the_two_sides(alpha: float) -> None:
+    query, positive, negative = normal(3, 6, seed=7), normal(3, 6, seed=8), normal(3, 6, seed=9)
+    query_centric = reference.cross_entropy(query @ np.concatenate([positive, negative]).T, [0, 1, 2])
+    passage_centric = passage_centric_by_hand(query, positive, negative)
+    given = losses.pair(tensor(query), tensor(positive), tensor(negative), alpha=alpha)
+    assert float(given) == pytest.approx((1 - alpha) * query_centric + alpha * passage_centric, rel=1e-10)
+
+
+def test_a_tenth_of_pair_is_passage_centric_unless_told() -> None:
+    vectors = [tensor(normal(3, 6, seed=seed)) for seed in (7, 8, 9)]
+    assert float(losses.pair(*vectors)) == float(losses.pair(*vectors, alpha=0.1))
+
+
+@pytest.mark.parametrize("loss", [losses.passage_centric, losses.pair], ids=lambda loss: loss.__name__)
+def test_pair_gradient_of_queries_positives_and_negatives(loss: Callable[..., paddle.Tensor]) -> None:
+    assert_gradients_are_slopes(loss, normal(2, 3, seed=7), normal(2, 3, seed=8), normal(3, 3, seed=9))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_pair_refuses_an_alpha_that_is_no_share(alpha: float) -> None:
+    with pytest.raises(ValueError, match=f"alpha={alpha}, expected 0 to 1"):
+        losses.pair(*(paddle.ones([2, 3]) for _ in range(3)), alpha=alpha)
+
+
+# Binary cross entropy ---------------------------------------------------------------------------
+
+
+def test_binary_cross_entropy_is_that_of_two_logits_whose_difference_is_the_score() -> None:
+    logits, labels = normal(6, 2, seed=3), np.array([0.0, 1, 1, 0, 1, 0])
+    expected = reference.cross_entropy(logits, labels.astype(int))
+    given = losses.binary_cross_entropy(tensor(logits[:, 1] - logits[:, 0]), paddle.to_tensor(labels))
+    assert float(given) == pytest.approx(expected, rel=1e-10)
+
+
+def test_binary_cross_entropy_gradient() -> None:
+    labels = paddle.to_tensor([0.0, 1.0, 1.0])
+    assert_gradients_are_slopes(lambda s: losses.binary_cross_entropy(s, labels), normal(3, seed=4))
+
+
+def test_binary_cross_entropy_refuses_another_number_of_labels() -> None:
+    with pytest.raises(ValueError, match=r"scores are \[3\], labels \[2\]: one label a score"):
+        losses.binary_cross_entropy(paddle.ones([3]), paddle.ones([2]))

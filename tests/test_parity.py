@@ -13,13 +13,15 @@ import pytest
 import reference
 from reference import Sizes, Variables
 
-from rocketqa_paddle import losses, retrieval, scoring
+from rocketqa_paddle import losses, scoring
 from rocketqa_paddle.batching import collate
 from rocketqa_paddle.checkpoints import Checkpoint, load_arrays
+from rocketqa_paddle.convert.reference import variable
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
 from rocketqa_paddle.ernie import Ernie, ErnieConfig
+from rocketqa_paddle.models import CrossModel, DualModel, load_model
 from rocketqa_paddle.records import Group, Passage, Query
-from rocketqa_paddle.tokenization import Packed, Tokenizer
+from rocketqa_paddle.tokenization import Packed
 
 NETWORKS = [
     pytest.param(Sizes(50, 24, 2, 3, 40, 20, 2), id="bert"),
@@ -153,42 +155,8 @@ class Sample:
     def expected(self) -> dict[str, np.ndarray]:
         return dict(np.load(self.folder / "expected.npz"))
 
-    @cached_property
-    def sizes(self) -> Sizes:
-        c = self.json("ernie_config.json")
-        return Sizes(
-            vocab=c["vocab_size"],
-            hidden=c["hidden_size"],
-            layers=c["num_hidden_layers"],
-            heads=c["num_attention_heads"],
-            ffn=4 * c["hidden_size"],
-            positions=c["max_position_embeddings"],
-            sentence_types=c["sent_type_vocab_size"],
-            activation=c["hidden_act"],
-        )
-
-    def variables(self, folder: str) -> dict[str, np.ndarray]:
-        files = (self.folder / folder).iterdir()
-        return {file.name: np.asarray(paddle.load(str(file))) for file in files}
-
-    def tokenizer(self, chinese: str = "") -> Tokenizer:
-        return Tokenizer(self.folder / "vocab.txt", for_cn=bool(chinese))
-
-    def retriever(self, folder: str, shared: bool, chinese: str = "") -> Checkpoint:
-        variables = self.variables(folder)
-        network = DualEncoder(ernie_config(self.sizes), shared=shared)
-        if not shared:
-            fill(network.query, variables, self.sizes, "query_")
-        fill(network.passage, variables, self.sizes, "titlepara_")
-        return Checkpoint(network, self.tokenizer(chinese), {"query": 32, "passage": 96})
-
-    def reranker(self, name: str, chinese: str = "") -> Checkpoint:
-        joint = name == "cej"
-        variables = self.variables("joint_params" if joint else "ce_params")
-        network = CrossEncoder(ernie_config(self.sizes), head="logit" if joint else "classes", dropout=0.0)
-        fill(network.ernie, variables, self.sizes, "qtp_" if joint else "")
-        fill_head(network, variables)
-        return Checkpoint(network, self.tokenizer(chinese), {"pair": 128})
+    def model(self, name: str) -> DualModel | CrossModel:
+        return load_model(self.folder / f"{name}.json", batch_size=4)
 
     def triples(self) -> tuple[list[Query], list[Passage], list[Passage]]:
         picked, passages = self.texts["pair"], self.passages()
@@ -200,6 +168,16 @@ class Sample:
         return [Passage(str(i), title, text) for i, (title, text) in enumerate(pairs)]
 
 
+def gradients(checkpoint: Checkpoint) -> dict[str, float]:
+    """Norms of the parameters' gradients, by the reference's names."""
+    network = checkpoint.network
+    return {
+        variable(name, network): float(parameter.grad.norm())
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
+
+
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     return Sample(SAMPLE)
@@ -209,19 +187,23 @@ def sample() -> Sample:
 def test_sample_word_pieces(sample: Sample) -> None:
     tokens = sample.json("tokens.json")
     assert tokens
-    assert {text: sample.tokenizer().tokenize(text) for text in tokens} == tokens
+    tokenizer = sample.model("de0").checkpoint.tokenizer
+    assert {text: tokenizer.tokenize(text) for text in tokens} == tokens
 
 
 @needs_sample
 @pytest.mark.parametrize("chinese", ["", "_cn"])
 @pytest.mark.parametrize("shared", [0, 1])
 def test_sample_vectors(sample: Sample, shared: int, chinese: str) -> None:
-    retriever, texts = sample.retriever("de_params", bool(shared), chinese), sample.texts
-    queries = retrieval.encode_queries(retriever, texts["query"])
-    passages = retrieval.encode_passages(retriever, texts["title"], texts["para"])
-    for key, given in {"q": queries, "p": passages, "match": (queries * passages).sum(axis=-1)}.items():
+    model, texts = sample.model(f"de{shared}{chinese}"), sample.texts
+    given = {
+        "q": model.encode_query(texts["query"]),
+        "p": model.encode_para(texts["para"], texts["title"]),
+        "match": model.matching(texts["query"], texts["para"], texts["title"]),
+    }
+    for key, values in given.items():
         expected = sample.expected[f"de{shared}{chinese}_{key}"]
-        np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4, err_msg=key)
 
 
 @needs_sample
@@ -229,16 +211,19 @@ def test_sample_vectors(sample: Sample, shared: int, chinese: str) -> None:
 @pytest.mark.parametrize("name", ["ce", "cej"])
 def test_sample_rerankers(sample: Sample, name: str, chinese: str) -> None:
     texts = sample.texts
-    scores = retrieval.score_pairs(
-        sample.reranker(name, chinese), texts["query"], texts["title"], texts["para"]
-    )
-    given = 1 / (1 + np.exp(-scores)) if name == "ce" else scores
+    given = sample.model(name + chinese).matching(texts["query"], texts["para"], texts["title"])
     np.testing.assert_allclose(given, sample.expected[f"{name}{chinese}"], rtol=1e-4, atol=1e-4)
 
 
 @needs_sample
-def test_sample_joint_loss_and_gradients(sample: Sample) -> None:
-    retriever, reranker = sample.retriever("joint_params", shared=False), sample.reranker("cej")
+def test_sample_joint_loss_and_gradients(sample: Sample, tmp_path: Path) -> None:
+    values = sample.json("de0.json")
+    for key in ("conf", "vocab", "checkpoint"):
+        values[f"model_{key}_path"] = str(sample.folder / values[f"model_{key}_path"])
+    values["model_checkpoint_path"] = str(sample.folder / "joint_params")  # it holds the retriever, too
+    (tmp_path / "retriever.json").write_text(json.dumps(values))
+    retriever = load_model(tmp_path / "retriever.json").checkpoint
+    reranker = sample.model("cej").checkpoint
     joint, passages, expected = sample.texts["joint"], sample.passages(), sample.expected
     size = joint["list_size"]
     groups = [
@@ -255,37 +240,24 @@ def test_sample_joint_loss_and_gradients(sample: Sample) -> None:
 
     np.testing.assert_allclose(logits.numpy(), expected["joint_ce_logits"], rtol=1e-4, atol=1e-4)
     assert float(loss) == pytest.approx(float(expected["joint_loss"]), rel=1e-5)
-    towers = {
-        "query_": retriever.network.query,
-        "titlepara_": retriever.network.passage,
-        "qtp_": reranker.network.ernie,
-    }
     norms = {key.split("/")[1]: float(value) for key, value in expected.items() if "joint_grad" in key}
+    given = gradients(retriever) | gradients(reranker)
     assert norms
-    for variable, norm in norms.items():
-        if variable == "qtp__cls_out_w":
-            parameter = reranker.network.output.weight
-        else:
-            prefix = next(prefix for prefix in towers if variable.startswith(prefix))
-            parameters = towers[prefix].state_dict()
-            parameter = parameters[reference.package_name(variable.removeprefix(prefix))]
-        assert float(parameter.grad.norm()) == pytest.approx(norm, rel=1e-3), variable
+    assert {name: given[name] for name in norms} == pytest.approx(norms, rel=1e-3)
 
 
 @needs_sample
 @pytest.mark.parametrize("name, alpha", [("inbatch_shared", 0.0), ("pair", 0.1)])
 def test_sample_in_batch_losses(sample: Sample, name: str, alpha: float) -> None:
-    retriever, expected = sample.retriever("de_params", shared=True), sample.expected
+    retriever, expected = sample.model("de1").checkpoint, sample.expected
     queries, positives, negatives = sample.triples()
     q = scoring.query_vectors(retriever, [Group(query, (), ()) for query in queries])
     p, n = (scoring.passage_vectors(retriever, passages) for passages in (positives, negatives))
-    loss = (1 - alpha) * losses.in_batch(q, p, n)
-    if alpha:
-        loss = loss + alpha * losses.in_batch(p, q, n)
+    loss = losses.pair(q, p, n, alpha=alpha) if alpha else losses.in_batch(q, p, n)
     loss.backward()
 
     logits = paddle.matmul(q, paddle.concat([p, n]), transpose_y=True)
     np.testing.assert_allclose(logits.numpy(), expected[f"{name}_logits"], rtol=1e-4, atol=1e-4)
     assert float(loss) == pytest.approx(float(expected[f"{name}_loss"]), rel=1e-5)
-    gradient = retriever.network.passage.layers[1].ffn_in.weight.grad
-    assert float(gradient.norm()) == pytest.approx(float(expected[f"{name}_grad_norm"]), rel=1e-3)
+    gradient = gradients(retriever)["titlepara_encoder_layer_1_ffn_fc_0.w_0"]
+    assert gradient == pytest.approx(float(expected[f"{name}_grad_norm"]), rel=1e-3)

@@ -10,6 +10,7 @@ import pytest
 import toy
 
 from rocketqa_paddle import cli
+from rocketqa_paddle.convert import reference
 
 README = toy.ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -55,6 +56,13 @@ def demo(tmp_path_factory) -> Path:
     for best in sorted(set(re.findall(r"(?:runs|checkpoints)/[\w-]+/best", "".join(texts)))):
         toy.write_best(folder / best)
     toy.write(folder / "data" / "pydocs")
+    tokens = toy.tokenizer(folder / "vocabulary")
+    reference.write(toy.dual(tokens), folder / "de_models")
+    lines = (
+        "red dog\t-\tthe red dog .\t-\tthe blue cat .\t0\n",
+        "blue cat\t\tthe blue cat .\t\tthe red dog .\t0\n",
+    )
+    (folder / "dual.train.tsv").write_text("".join(lines))
     return folder
 
 

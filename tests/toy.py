@@ -83,7 +83,7 @@ def config(tokens: int) -> ErnieConfig:
         hidden_size=16,
         num_layers=2,
         num_heads=2,
-        ffn_size=32,
+        ffn_size=64,
         max_positions=64,
         sent_types=2,
         initializer_range=0.3,
