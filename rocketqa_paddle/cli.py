@@ -365,7 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         call = parse(sys.argv[1:] if arguments is None else arguments)
         import_paddle()
-        for library in ("faiss", "bm25s"):  # both tell how they go about their work
+        for library in ("faiss", "bm25s", "httpx"):  # they tell how they go about their work
             logging.getLogger(library).setLevel(logging.WARNING)
         call()
     except (ValueError, OSError, FloatingPointError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from rocketqa_paddle.trainer import MetricsLog, Trainer
 
 Loss = Callable[[Sequence[Group]], Mapping[str, Tensor]]
 LOG = "log.train"
+_ONE_AT_A_TIME = threading.Lock()  # Paddle's backward pass is not safe in two threads
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def finetune(
         seed=settings.seed,
         after_step=save,
     )
-    trainer.fit()
+    with _ONE_AT_A_TIME:
+        trainer.fit()
     shutil.rmtree(unfinished, ignore_errors=True)
     return model
 

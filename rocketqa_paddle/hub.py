@@ -6,11 +6,14 @@ what it has fetched already is found.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import shutil
+import sys
 import tarfile
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -113,6 +116,8 @@ def fetch(name: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{name}.lock"):
         if not is_fetched(name):
+            if folder.is_dir() and any(folder.iterdir()):
+                raise ValueError(f"{folder} holds other files and no config.json: move it away")
             archive = folder.parent / f"{name}.tar.gz"
             if not archive.is_file():
                 _download(model, archive)
@@ -120,6 +125,7 @@ def fetch(name: str) -> Path:
                 raise ValueError(f"{archive} has not the digest {model.md5}: it is damaged, remove it")
             _unpack(archive, folder)
             archive.unlink()
+            _partial(archive).unlink(missing_ok=True)
     return folder
 
 
@@ -128,15 +134,17 @@ def fetch(name: str) -> Path:
 
 def _download(model: Published, archive: Path) -> None:
     """Fetch into a partial file, which takes the archive's name once it is whole and has the digest."""
-    partial = archive.with_name(f"{archive.name}.part")
+    partial = _partial(archive)
     for attempt in range(ATTEMPTS):
         try:
             _go_on(model, partial)
             break
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except httpx.HTTPError as error:
             if attempt == ATTEMPTS - 1 or _is_final(error):
                 raise OSError(_by_hand(model, archive, error)) from None
-            time.sleep(WAIT_SECONDS * 2**attempt)
+            wait = WAIT_SECONDS * 2**attempt
+            tqdm.write(f"{model.name}: {_reason(error)}; trying again in {wait:.0f} s", file=sys.stderr)
+            time.sleep(wait)
     if (digest := _digest(partial)) != model.md5:
         partial.unlink()
         raise ValueError(
@@ -144,6 +152,10 @@ def _download(model: Published, archive: Path) -> None:
             "It is damaged or another file, and was removed: try again"
         )
     partial.replace(archive)
+
+
+def _partial(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.part")
 
 
 def _go_on(model: Published, partial: Path) -> None:
@@ -162,11 +174,9 @@ def _go_on(model: Published, partial: Path) -> None:
         total = have + int(length) if length else None
         bar = tqdm(total=total, initial=have, desc=model.name, unit="B", unit_scale=True, unit_divisor=1024)
         with bar, open(partial, "ab" if goes_on else "wb") as file:
-            for block in answer.iter_raw(_BLOCK):
+            for block in answer.iter_raw():  # as they come: a cut loses nothing
                 file.write(block)
                 bar.update(len(block))
-        if total is not None and partial.stat().st_size < total:
-            raise httpx.ReadError(f"{partial.stat().st_size} of {total} bytes came")
 
 
 def _is_final(error: Exception) -> bool:
@@ -179,10 +189,14 @@ def _is_final(error: Exception) -> bool:
     )
 
 
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0]
+
+
 def _by_hand(model: Published, archive: Path, error: Exception) -> str:
-    config = archive.parent / model.name / "config.json"
+    config, reason = archive.parent / model.name / "config.json", _reason(error)
     return (
-        f"{model.name}: {model.url} could not be fetched ({error}). On a machine without internet, fetch "
+        f"{model.name}: {model.url} could not be fetched ({reason}). On a machine without internet, fetch "
         f"that file elsewhere and put it at {archive}, or unpack it so that {config} is there; ROCKETQA_HOME "
         f"names another folder than {archive.parent}"
     )
@@ -209,19 +223,21 @@ def _unpack(archive: Path, folder: Path) -> None:
         with tarfile.open(archive) as tar:
             members = tar.getmembers()
             for member in members:
-                _check_member(member, archive)
-            if "config.json" not in {_inside(member, folder.name).as_posix() for member in members}:
+                _check_member(member, archive, folder.name)
+            files = {str(_inside(member, folder.name)) for member in members if member.isreg()}
+            if "config.json" not in files:
                 raise ValueError(f"{archive} holds no {folder.name}/config.json")
             with replacing(folder, marker="config.json") as new:
                 for member in members:
                     _extract(tar, member, new / _inside(member, folder.name))
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{archive}: not a whole archive ({error})") from None
 
 
-def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+def _check_member(member: tarfile.TarInfo, archive: Path, name: str) -> None:
     path = PurePosixPath(member.name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
+    below = member.isdir() or (member.isreg() and _inside(member, name).parts)
+    if path.is_absolute() or ".." in path.parts or not below:
         raise ValueError(
             f"{archive}: the member {member.name!r} is not a file or folder below the model's own; "
             "nothing was unpacked"
@@ -230,7 +246,7 @@ def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
 
 def _inside(member: tarfile.TarInfo, name: str) -> PurePosixPath:
     """A member's path below the folder of the model's name, which all of them are in."""
-    parts = [part for part in PurePosixPath(member.name.replace("\\", "/")).parts if part != "."]
+    parts = PurePosixPath(member.name.replace("\\", "/")).parts
     return PurePosixPath(*(parts[1:] if parts[:1] == [name] else parts))
 
 
