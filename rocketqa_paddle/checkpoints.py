@@ -44,6 +44,9 @@ class Checkpoint:
         names = {"pair"} if self.kind == CROSS else {"query", "passage"}
         if set(self.lengths) != names:
             raise ValueError(f"lengths {self.lengths}, expected {sorted(names)}")
+        tokens, known = len(self.tokenizer), self.network.config.vocab_size
+        if tokens > known:
+            raise ValueError(f"{self.tokenizer.path}: {tokens} tokens, but the encoder has {known}")
         positions = self.network.config.max_positions
         for name, length in self.lengths.items():
             if length > positions:

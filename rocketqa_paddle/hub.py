@@ -247,7 +247,7 @@ def _check_member(member: tarfile.TarInfo, archive: Path, name: str) -> None:
 def _inside(member: tarfile.TarInfo, name: str) -> PurePosixPath:
     """A member's path below the folder of the model's name, which all of them are in."""
     parts = PurePosixPath(member.name.replace("\\", "/")).parts
-    return PurePosixPath(*(parts[1:] if parts[:1] == [name] else parts))
+    return PurePosixPath(*(parts[1:] if parts[:1] == (name,) else parts))
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:

@@ -77,12 +77,7 @@ def start_reranker(weights: Start, length: int, *, for_cn: bool = False, **netwo
 def _parts(weights: Start, for_cn: bool) -> tuple[ErnieConfig, Tokenizer]:
     if isinstance(weights, Checkpoint):
         return weights.network.config, weights.tokenizer
-    tokenizer = Tokenizer(weights.vocabulary, lower_case=weights.lower_case, for_cn=for_cn)
-    if len(tokenizer) > weights.config.vocab_size:
-        raise ValueError(
-            f"{weights.vocabulary}: {len(tokenizer)} tokens, but the encoder has {weights.config.vocab_size}"
-        )
-    return weights.config, tokenizer
+    return weights.config, Tokenizer(weights.vocabulary, lower_case=weights.lower_case, for_cn=for_cn)
 
 
 def _fill(network: DualEncoder | CrossEncoder, weights: Start, towers: Mapping[str, nn.Layer]) -> None:

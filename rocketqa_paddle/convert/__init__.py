@@ -33,6 +33,9 @@ Format = Literal["native", "reference", "paddlenlp", "huggingface"]
 _FOLDERS = {"paddlenlp": paddlenlp, "huggingface": huggingface}
 
 
+_TOOLKIT = {"model_checkpoint_path", "model_conf_path", "model_vocab_path"}  # keys of the toolkit's JSON
+
+
 class Source(NamedTuple):
     """Where a model is and what reads it. `format` is None for a name that only PaddleNLP knows."""
 
@@ -76,7 +79,7 @@ def read_found(source: Source) -> Checkpoint:
 
 def _read_reference(source: Source) -> Checkpoint:
     """The toolkit's JSON. What `train` saves here names a checkpoint folder of this project in it."""
-    folder = source.path.parent / str(read_json(source.path)["model_checkpoint_path"])
+    folder = source.path.parent / str(read_json(source.path).get("model_checkpoint_path"))
     if checkpoints.is_checkpoint(folder):
         return checkpoints.load(folder)
     return reference.read(source.path, source.kind)
@@ -102,13 +105,13 @@ def find(source: str | Path) -> Source:
     name = str(source)
     if name in hub.MODELS:
         return Source("reference", hub.fetch(name) / reference.CONFIG, hub.MODELS[name].kind)
-    path = installed_folder(name) if name.startswith("package:") else whole(source)
-    if path.is_file():
+    if (path := Path(source).absolute()).is_file():  # a link stays one: what it names is beside it
         if path.suffix != ".json":
             raise ValueError(f"{path} is a file, expected the JSON of a toolkit's model, or a folder")
-        if "model_checkpoint_path" in read_json(path):
+        if _TOOLKIT & read_json(path).keys():
             return Source("reference", path)
-        path = path.parent
+        return _in_folder(path.parent)
+    path = installed_folder(name) if name.startswith("package:") else whole(source)
     if path.is_dir():
         return _in_folder(path)
     if name in paddlenlp.names():
@@ -127,7 +130,7 @@ def _in_folder(path: Path) -> Source:
     values = read_json(path / "config.json") if "config.json" in files else {}
     if "format_version" in values:
         return Source("native", path)
-    if "model_checkpoint_path" in values:
+    if _TOOLKIT & values.keys():
         return Source("reference", path / "config.json")
     if _has_towers(path):
         return Source(_in_folder(path / "query").format, path)
@@ -181,6 +184,9 @@ def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = ""
     Raises:
         ValueError: the format cannot express the model, or the folder holds other things.
     """
+    config = Path(target) / "config.json"
+    if config.is_file() and "model_type" not in read_json(config):
+        raise ValueError(f"{config} is no model's, and would be lost: choose another folder")
     if to == "native":
         checkpoints.save(checkpoint, target, card)
     elif to == "reference":

@@ -108,11 +108,13 @@ def read(path: str | Path, kind: Kind | None = None) -> Checkpoint:
         raise ValueError(f"{path}: model_type {values['model_type']!r}, expected {DUAL!r} or {CROSS!r}")
     try:
         folder, encoder, vocabulary = (
-            path.parent / values[f"model_{what}_path"] for what in ("checkpoint", "conf", "vocab")
+            path.parent / _path(values, f"model_{what}_path") for what in ("checkpoint", "conf", "vocab")
         )
         lengths = _lengths(values)
     except KeyError as error:
         raise ValueError(f"{path}: no {error}, which a {values['model_type']} needs") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     for name, there in {
         "conf": encoder.is_file(),
         "vocab": vocabulary.is_file(),
@@ -129,10 +131,22 @@ def read(path: str | Path, kind: Kind | None = None) -> Checkpoint:
     return Checkpoint(network, Tokenizer(vocabulary, for_cn=bool(values["for_cn"])), lengths)
 
 
+def _path(values: Mapping[str, Any], key: str) -> str:
+    if not isinstance(values[key], str):
+        raise ValueError(f"{key} {values[key]!r}, expected a path")
+    return values[key]
+
+
+def _count(values: Mapping[str, Any], key: str, least: int = 1) -> int:
+    if type(values[key]) is not int or values[key] < least:
+        raise ValueError(f"{key} {values[key]!r}, expected a number from {least} on")
+    return values[key]
+
+
 def _lengths(values: Mapping[str, Any]) -> dict[str, int]:
     if values["model_type"] == CROSS:
-        return {"pair": values["max_seq_len"]}
-    return {"query": values["q_max_seq_len"], "passage": values["p_max_seq_len"]}
+        return {"pair": _count(values, "max_seq_len", 3)}
+    return {"query": _count(values, "q_max_seq_len", 3), "passage": _count(values, "p_max_seq_len", 3)}
 
 
 def _description(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,20 +165,24 @@ def _sizes(path: Path) -> ErnieConfig:
     values = read_json(path)
     try:
         return ErnieConfig(
-            vocab_size=values["vocab_size"],
-            hidden_size=values["hidden_size"],
-            num_layers=values["num_hidden_layers"],
-            num_heads=values["num_attention_heads"],
-            ffn_size=4 * values["hidden_size"],
-            max_positions=values["max_position_embeddings"],
-            sent_types=values.get("sent_type_vocab_size") or values["type_vocab_size"],
-            task_types=values["task_type_vocab_size"] if values.get("use_task_id") else 0,
-            activation=values["hidden_act"],
+            vocab_size=_count(values, "vocab_size"),
+            hidden_size=_count(values, "hidden_size"),
+            num_layers=_count(values, "num_hidden_layers"),
+            num_heads=_count(values, "num_attention_heads"),
+            ffn_size=4 * _count(values, "hidden_size"),
+            max_positions=_count(values, "max_position_embeddings"),
+            sent_types=_count(
+                values, "sent_type_vocab_size" if values.get("sent_type_vocab_size") else "type_vocab_size"
+            ),
+            task_types=_count(values, "task_type_vocab_size") if values.get("use_task_id") else 0,
+            activation=str(values["hidden_act"]),
             layer_norm_eps=EPSILON,
             initializer_range=values.get("initializer_range", 0.02),
         )
     except KeyError as error:
         raise ValueError(f"{path}: no {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _fill(network: DualEncoder | CrossEncoder, folder: Path) -> None:
@@ -172,18 +190,26 @@ def _fill(network: DualEncoder | CrossEncoder, folder: Path) -> None:
     files = {file.name: file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
     names = {name: variable(name, network) for name in tensors}
     known = _known(network)
-    arrays = {
-        name: read_variable(file)
-        for name, file in sorted(files.items())
-        if name in names.values()
-        or not (name in known or _TRAINING.fullmatch(name) or _OTHER_HEADS.fullmatch(name))
+    arrays = {name: read_variable(files[name]) for name in sorted(files.keys() & set(names.values()))}
+    strangers = {
+        name: _shape(file)
+        for name, file in files.items()
+        if not (name in arrays or name in known or _TRAINING.fullmatch(name) or _OTHER_HEADS.fullmatch(name))
     }
     check_shapes(
         {names[name]: array.shape for name, array in tensors.items()},
-        {name: array.shape for name, array in arrays.items()},
+        strangers | {name: array.shape for name, array in arrays.items()},
         folder,
     )
     load_arrays(network, {name: arrays[theirs] for name, theirs in names.items()}, folder)
+
+
+def _shape(file: Path) -> tuple[int, ...]:
+    """Of a file that should not be there, and may be anything."""
+    try:
+        return read_variable(file).shape
+    except ValueError:
+        return ()
 
 
 def _known(network: DualEncoder | CrossEncoder) -> set[str]:
@@ -295,14 +321,16 @@ def read_variable(path: Path) -> np.ndarray:
         tensor_version, size = struct.unpack_from("<Ii", data, offset)
         offset += 8
         data_type, shape = _read_description(data[offset : offset + size])
-        array = np.frombuffer(data, _TYPES[data_type], math.prod(shape), offset + size)
+        if len(shape) > 32:
+            raise ValueError
+        array = np.frombuffer(data, _TYPES[data_type], math.prod(shape), offset + size).reshape(shape)
         if version or tensor_version or len(data) != offset + size + array.nbytes:
             raise ValueError
     except (ValueError, KeyError, IndexError, struct.error, OverflowError):
         raise ValueError(
             f"{path}: not a whole LoDTensor of float16, float32 or float64, as the reference saves a variable"
         ) from None
-    return array.reshape(shape).astype(np.float32)
+    return array.astype(np.float32)
 
 
 def write_variable(path: Path, array: np.ndarray) -> None:
@@ -335,6 +363,8 @@ def _read_description(data: bytes) -> tuple[int, list[int]]:
 def _read_varint(data: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
     while data[offset] & 0x80:
+        if shift > 63:
+            raise ValueError
         value |= (data[offset] & 0x7F) << shift
         offset, shift = offset + 1, shift + 7
     return value | data[offset] << shift, offset + 1
