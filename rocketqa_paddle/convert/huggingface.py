@@ -29,7 +29,7 @@ from rocketqa_paddle.convert.weights import (
     head_arrays,
 )
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, write_json
-from rocketqa_paddle.tokenization import Tokenizer, write_vocab
+from rocketqa_paddle.tokenization import SPECIAL_TOKENS, Tokenizer, read_vocab, write_vocab
 
 CONFIG, WEIGHTS, MODULES = "config.json", "model.safetensors", "modules.json"
 NAMES = Names(
@@ -71,14 +71,13 @@ def read(folder: str | Path) -> Checkpoint:
     values = read_json(_file(encoder, CONFIG))
     sizes = encoder_config(values, encoder / CONFIG)
     arrays = NAMES.ours(read_arrays(_file(encoder, WEIGHTS)), sizes.num_layers)
-    ours = values.get(OURS, {})
-    lower_case = {"lower_case": _lower_case(encoder)}
-    settings = ours.get("tokenizer", lower_case | ({"one_segment": True} if pooling else {}))
+    vocabulary, lower_case, ours = _vocabulary(encoder), _lower_case(encoder), values.get(OURS, {})
+    settings = ours.get("tokenizer", {"lower_case": lower_case, "one_segment": bool(pooling)})
     lengths = ours.get("lengths", {"longest": min(_max_length(encoder), sizes.max_positions)})
     description = ours or (
         {"model_type": DUAL, "shared": True, "temperature": 1.0, **pooling} if pooling else None
     )
-    return assemble(arrays, sizes, description, Tokenizer(_vocabulary(encoder), **settings), lengths, folder)
+    return assemble(arrays, sizes, description, Tokenizer(vocabulary, **settings), lengths, folder)
 
 
 def read_encoder(folder: str | Path) -> EncoderWeights:
@@ -112,11 +111,14 @@ def _sentence_transformer(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Where the encoder is, and how its states become a vector."""
     modules = _read_list(folder / MODULES)
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    values = _optional(folder, "config_sentence_transformers.json")
+    if kinds == ["Transformer"] and values.get("model_type") == "CrossEncoder":
+        return folder / modules[0]["path"], {}
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ValueError(
             f"{folder / MODULES}: modules {kinds}, expected Transformer, Pooling and perhaps Normalize"
         )
-    prompts = _optional(folder, "config_sentence_transformers.json").get("prompts") or {}
+    prompts = values.get("prompts") or {}
     if any(prompts.values()):
         raise ValueError(f"{folder}: prompts {prompts} before the text, which this project does not write")
     pooling = _pooling(read_json(_file(folder / modules[1]["path"], CONFIG)))
@@ -148,6 +150,8 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
 def _vocabulary(folder: Path) -> Path:
     for name in ("vocab.txt", "spm.model", "tokenizer.json"):
         if (folder / name).is_file():
+            if name == "tokenizer.json":
+                read_vocab(folder / name)  # complains before its normalizer does
             return folder / name
     raise FileNotFoundError(f"{folder}: no vocab.txt, tokenizer.json or spm.model")
 
@@ -160,14 +164,17 @@ def _lower_case(folder: Path) -> bool:
     """
     values = _optional(folder, "tokenizer_config.json")
     normalizer = _optional(folder, "tokenizer.json").get("normalizer") or {}
-    given = values.get("do_lower_case", normalizer.get("lowercase", True))
+    if not values.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True)):
+        raise ValueError(f"{folder}: Han characters are not set apart, which this project always does")
+    given = values.get("do_lower_case", normalizer.get("lowercase"))
+    if given is None and (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder}: the normalizer of tokenizer.json is not BERT's: it has no lowercase")
+    given = True if given is None else given
     accents = values.get("strip_accents", normalizer.get("strip_accents"))
     if accents not in (None, given):
         raise ValueError(
             f"{folder}: strip_accents={accents} with lower case {given}, expected the same for both"
         )
-    if not values.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True)):
-        raise ValueError(f"{folder}: Han characters are not set apart, which this project always does")
     return bool(given or _optional(folder, "sentence_bert_config.json").get("do_lower_case"))
 
 
@@ -234,8 +241,6 @@ def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[("[CLS]", tokenizer.cls_id), ("[SEP]", tokenizer.sep_id)],
     )
-    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocabulary]
-    fast.add_special_tokens(special)
     fast.save(str(folder / "tokenizer.json"))
     write_vocab(folder / "vocab.txt", vocabulary)
     settings = {
@@ -243,7 +248,8 @@ def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
         "do_lower_case": lower,
         "model_max_length": length,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        **{f"{token.strip('[]').lower()}_token": token for token in special},
+        "split_special_tokens": True,  # a text that says [MASK] means no mask, as in the reference
+        **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS if token in vocabulary},
     }
     write_json(folder / "tokenizer_config.json", settings)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rocketqa_paddle.checkpoints import CROSS, DUAL, Checkpoint, build, describe, load_arrays, to_arrays
-from rocketqa_paddle.encoders import DualEncoder
+from rocketqa_paddle.encoders import DualEncoder, Head
 from rocketqa_paddle.ernie import ErnieConfig
 from rocketqa_paddle.tokenization import Tokenizer
 
@@ -177,10 +177,9 @@ def assemble(
     description = description or _guess(arrays, source)
     arrays = dict(arrays)
     if description["model_type"] == CROSS:
-        if description["head"] in ("logit", "pooled_logit") and _is_identity(arrays):
-            arrays["output.weight"] = arrays["output.weight"] * arrays["pooler.weight"][0, 0]
-            description = {**description, "head": "logit"}
-            arrays = {name: array for name, array in arrays.items() if not name.startswith("pooler.")}
+        if description["head"] in ("logit", "pooled_logit"):
+            arrays, head = _without_identity(arrays)
+            description = {**description, "head": head}
         head = {name: array for name, array in arrays.items() if name.startswith(("pooler.", "output."))}
         arrays = {f"ernie.{name}": array for name, array in encoder_only(arrays).items()} | head
         names = ("pair",)
@@ -222,11 +221,15 @@ def head_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _is_identity(arrays: Mapping[str, np.ndarray]) -> bool:
+def _without_identity(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Head]:
+    """A classifier's arrays as our own, and the head they make: training elsewhere changes the pooler."""
     weight, bias = arrays.get("pooler.weight"), arrays.get("pooler.bias")
-    if weight is None or bias is None or bias.any():
-        return False
-    return np.array_equal(weight, _IDENTITY * np.eye(len(weight), dtype=np.float32))
+    if weight is None or bias is None:
+        return arrays, "pooled_logit"
+    if bias.any() or not np.array_equal(weight, _IDENTITY * np.eye(len(weight), dtype=np.float32)):
+        return arrays, "pooled_logit"
+    rest = {name: array for name, array in arrays.items() if not name.startswith("pooler.")}
+    return rest | {"output.weight": arrays["output.weight"] * _IDENTITY}, "logit"
 
 
 def towers(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
