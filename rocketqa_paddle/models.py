@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,13 @@ from scipy.special import expit
 from rocketqa_paddle import convert, device, retrieval
 from rocketqa_paddle.checkpoints import CROSS, Checkpoint
 from rocketqa_paddle.finetune import FinetuneSettings, finetune
+
+
+class Scores(np.ndarray):
+    """Scores, float32 `[n]`. Iterating gives Python numbers, which JSON takes, as the toolkit's generators did."""
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.tolist())
 
 
 class DualModel:
@@ -43,7 +50,9 @@ class DualModel:
         """Inner products of query i and passage i, float32 `[n]`."""
         queries, texts = _queries(query), _texts("para", para)
         _same_length("para", len(texts), "query", len(queries))
-        return (self.encode_query(queries) * self.encode_para(texts, title)).sum(axis=-1)
+        model = DualModel(self.checkpoint, self.batch_size, self.place)  # a training's end may replace ours
+        products = (model.encode_query(queries) * model.encode_para(texts, title)).sum(axis=-1)
+        return products.view(Scores)
 
     def train(
         self,
@@ -112,14 +121,14 @@ class CrossModel:
         _same_length("para", len(texts), "query", len(queries))
         titles = _titles(title, len(texts))
         if not queries:
-            return np.zeros(0, dtype=np.float32)
+            return np.zeros(0, dtype=np.float32).view(Scores)
         with device.using(self.place):
             scores = retrieval.score_pairs(
                 self.checkpoint, queries, titles, texts, batch_size=self.batch_size
             )
         if self.checkpoint.network.head == "classes":
             scores = expit(scores)
-        return scores
+        return scores.view(Scores)
 
     def train(
         self,
