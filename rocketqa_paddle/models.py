@@ -15,7 +15,7 @@ from rocketqa_paddle.finetune import FinetuneSettings, finetune
 
 
 class Scores(np.ndarray):
-    """Scores, float32 `[n]`. Iterating gives Python numbers, which JSON takes, as the toolkit's generators did."""
+    """Scores, float32 `[n]`. Iterating gives Python numbers, as the toolkit's generators did."""
 
     def __iter__(self) -> Iterator[float]:
         return iter(self.tolist())
