@@ -28,7 +28,7 @@ from rocketqa_paddle.trainer import MetricsLog, Trainer
 
 Loss = Callable[[Sequence[Group]], Mapping[str, Tensor]]
 LOG = "log.train"
-_ONE_AT_A_TIME = threading.Lock()  # Paddle's backward pass is not safe in two threads
+_ONE_AT_A_TIME = threading.Lock()  # Paddle's random numbers and its backward pass are shared by threads
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,15 @@ def finetune(
         ValueError: a setting or the file is wrong, or `output` holds another model's config.json.
         trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
     """
-    output, log_folder = Path(output), Path(log_folder)
-    _check_free(output)
-    read = formats.read_dual_tsv if start.kind == DUAL else formats.read_cross_tsv
-    groups = list(read(train_set))
+    with _ONE_AT_A_TIME:
+        return _finetune(start, Path(train_set), Path(output), Path(log_folder), settings)
+
+
+def _finetune(
+    start: Checkpoint, train_set: Path, output: Path, log_folder: Path, settings: FinetuneSettings
+) -> Checkpoint:
+    _check_free(output, start)
+    groups = list((formats.read_dual_tsv if start.kind == DUAL else formats.read_cross_tsv)(train_set))
     if not groups:
         raise ValueError(f"{train_set}: the file is empty, expected training examples")
     model = _copy(start, settings.dropout)
@@ -83,10 +88,10 @@ def finetune(
         if step % every == 0 or step == steps:
             name = f"step_{step}"
             checkpoints.save(model, output / name, f"Fine-tuned on {train_set}, step {step} of {steps}.")
-            write_json(output / "config.json", {"model_type": model.kind, "model_checkpoint_path": name})
+            write_json(output / "config.json", _config(model, name))
 
-    asked = zlib.crc32(repr((str(train_set), settings)).encode())
-    unfinished = output / f"unfinished-{asked:08x}"  # another call's state is not this one's
+    asked = (start.digest(), zlib.crc32(train_set.read_bytes()), settings)
+    unfinished = output / f"unfinished-{zlib.crc32(repr(asked).encode()):08x}"  # of this very call
     log_folder.mkdir(parents=True, exist_ok=True)
     optimizer = OptimizerSettings(learning_rate=settings.learning_rate, warmup_share=settings.warmup_share)
     trainer = Trainer(
@@ -96,19 +101,26 @@ def finetune(
         _dual_loss(model) if model.kind == DUAL else _cross_loss(model, settings.adversarial),
         StageSettings(batch_size=settings.batch_size, steps=steps, optimizer=optimizer),
         folder=unfinished,
-        log=MetricsLog(log_folder / LOG),
+        log=MetricsLog(log_folder / LOG, output=str(output)),
         seed=settings.seed,
         after_step=save,
     )
-    with _ONE_AT_A_TIME:
-        trainer.fit()
+    trainer.fit()
     shutil.rmtree(unfinished, ignore_errors=True)
     return model
 
 
-def _check_free(output: Path) -> None:
+def _config(model: Checkpoint, name: str) -> dict[str, str]:
+    return {"model_type": model.kind, "model_checkpoint_path": name}
+
+
+def _check_free(output: Path, start: Checkpoint) -> None:
+    """Refuse, before anything is trained, to replace what no training of this kind of model has written."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file, but checkpoints are to be written there: choose another name")
     path = output / "config.json"
-    if path.is_file() and not str(read_json(path).get("model_checkpoint_path")).startswith("step_"):
+    values = read_json(path) if path.is_file() else _config(start, "step_1")
+    if values.keys() != _config(start, "").keys() or values["model_type"] != start.kind:
         raise ValueError(f"{path} is another model's, which training would replace: choose another folder")
 
 
@@ -151,15 +163,18 @@ def perturbed(reranker: Checkpoint, loss: Callable[[], Tensor], size: float) -> 
     ICLR 2017), as in the reference's `cross_encoder_train.py`.
     """
     network, embedding = reranker.network, reranker.network.ernie.word_embedding.weight
-    network.eval()
-    (gradient,) = paddle.grad(loss(), [embedding])
-    network.train()
-    with paddle.no_grad():
-        kept = embedding.clone()
-        norm = (gradient.square().sum() + 1e-8).sqrt()
-        embedding.set_value(embedding + size * gradient / norm)
+    kept = embedding.numpy()
     try:
+        network.eval()
+        loss().backward()  # paddle.grad of the embedding alone gives another, wrong gradient (Paddle 3.3.1)
+        with paddle.no_grad():
+            gradient = embedding.grad
+            norm = (gradient.square().sum() + 1e-8).sqrt()
+            embedding.set_value(embedding + size * gradient / norm)
+        network.clear_gradients()
+        network.train()
         yield
     finally:
+        network.train()
         with paddle.no_grad():
             embedding.set_value(kept)

@@ -41,10 +41,15 @@ class Stopped(RuntimeError):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line. Only rank 0 writes, so losses are those of its share."""
+    """`metrics.jsonl`: one JSON object a line. Only rank 0 writes, so losses are those of its share.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    Args:
+        path: the file, which is added to.
+        always: stands in every line, and tells the lines of one training from those of another.
+    """
+
+    def __init__(self, path: str | Path, **always: Any) -> None:
+        self.path, self.always = Path(path), always
 
     def write(self, **values: Any) -> None:
         """Add a line with the time and these values; a number that is none becomes null."""
@@ -54,7 +59,7 @@ class MetricsLog:
             self._rewrite(self.read())
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 1), **finite}) + "\n")
+            file.write(json.dumps({"time": round(time.time(), 1), **self.always, **finite}) + "\n")
 
     def _rewrite(self, rows: Sequence[dict[str, Any]]) -> None:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -67,8 +72,10 @@ class MetricsLog:
     def rewind(self, stage: str, step: int) -> None:
         """Forget what `stage` logged after `step`: those steps will be taken again."""
         if distributed.is_main() and self.path.is_file():
-            keep = [row for row in self.read() if row.get("stage") != stage or row.get("step", 0) <= step]
-            self._rewrite(keep)
+            ours = {"stage": stage, **self.always}.items()
+            self._rewrite(
+                [row for row in self.read() if not ours <= row.items() or row.get("step", 0) <= step]
+            )
 
 
 class Trainer(Generic[Example]):
