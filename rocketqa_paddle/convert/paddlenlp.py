@@ -8,13 +8,16 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import paddle
 
-from rocketqa_paddle.checkpoints import CROSS, Checkpoint, build, load_arrays, to_arrays
+from rocketqa_paddle.checkpoints import CROSS, Checkpoint, build, describe, load_arrays, to_arrays
+from rocketqa_paddle.convert.reference import EPSILON as REFERENCE_EPSILON
 from rocketqa_paddle.convert.weights import (
     OURS,
     EncoderWeights,
@@ -47,6 +50,7 @@ NAMES = Names(
     },
     transposed=False,
 )
+_REINITIALIZED = ("rocketqav2", "ernie-search")
 ERNIE_EPSILON = 1e-12  # PaddleNLP computes ERNIE with it whatever the config says; BERT's it reads
 
 
@@ -63,6 +67,8 @@ def read(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     values, sizes, arrays = _parts(folder)
+    if "output.weight" in arrays and values.get("pool_act", "tanh") != "tanh":
+        raise ValueError(f"{folder}: pool_act {values['pool_act']!r}, expected 'tanh' before a classifier")
     ours = values.get(OURS, {})
     tokenizer = Tokenizer(_vocabulary(folder), **ours.get("tokenizer", {"lower_case": _lower_case(folder)}))
     lengths = ours.get("lengths", {"longest": min(512, sizes.max_positions)})
@@ -79,7 +85,7 @@ def read_encoder(folder: str | Path) -> EncoderWeights:
 def _parts(folder: Path) -> tuple[dict[str, Any], ErnieConfig, dict[str, np.ndarray]]:
     config, weights = _first(folder, CONFIGS), _first(folder, WEIGHTS)
     values = _flat(read_json(config))
-    if values.get("model_type", "ernie") == "ernie":
+    if values.get("model_type", "ernie") == "ernie" and OURS not in values:
         values["layer_norm_eps"] = ERNIE_EPSILON
     sizes = encoder_config(values, config)
     raw = read_pdparams(weights) if weights.suffix == ".pdparams" else read_arrays(weights)
@@ -130,6 +136,7 @@ def read_pdparams(path: Path) -> dict[str, np.ndarray]:
         state.pop("StructuredToParameterName@@", None)
         arrays = {name: value[1] if isinstance(value, tuple) else value for name, value in state.items()}
         kinds = {array.dtype.kind for array in arrays.values()}
+        "".join(arrays)  # names, all of them
     except Exception as error:  # a hostile or broken pickle can raise anything
         raise ValueError(f"{path}: not a whole file of arrays, as paddle.save writes it ({error})") from None
     if kinds - {"f"}:
@@ -157,7 +164,10 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
+        found = super().find_class(module, name)
+        if isinstance(found, FunctionType):  # whose attributes a pickle could set, for all who use it
+            return lambda *arguments: found(*arguments)
+        return found
 
 
 # Writing ----------------------------------------------------------------------------------------
@@ -203,18 +213,24 @@ def read_named(name: str) -> Checkpoint:
     if name.endswith(("-query-encoder", "-para-encoder")):
         stem = name.removesuffix("-query-encoder").removesuffix("-para-encoder")
         parts = (read(download(f"{stem}-{side}-encoder")) for side in ("query", "para"))
-        return join_towers(*parts, Path(stem))
-    checkpoint = read(download(name))
-    if name.startswith("rocketqav2") and checkpoint.kind == CROSS:
-        return _without_pooler(checkpoint)
-    return checkpoint
+        checkpoint = join_towers(*parts, Path(stem))
+    else:
+        checkpoint = read(download(name))
+    return _as_run(name, checkpoint) if name.startswith(_REINITIALIZED) else checkpoint
 
 
-def _without_pooler(checkpoint: Checkpoint) -> Checkpoint:
-    """RocketQAv2's re-rankers score the raw `[CLS]`; PaddleNLP lets the caller know (`matching_v2`)."""
-    network = build({"model_type": CROSS, "head": "logit"}, checkpoint.network.config, dropout=0.0)
-    arrays = to_arrays(checkpoint.network)
-    load_arrays(network, {n: a for n, a in arrays.items() if not n.startswith("pooler.")}, "rocketqav2")
+def _as_run(name: str, checkpoint: Checkpoint) -> Checkpoint:
+    """RocketQAv2 and ERNIE-Search have the epsilon 1e-5, and RocketQAv2 scores the raw `[CLS]`.
+
+    PaddleNLP leaves both to its caller (`reinitialize=True`, `matching_v2`).
+    """
+    described = describe(checkpoint.network)
+    if checkpoint.kind == CROSS and name.startswith("rocketqav2"):
+        described["head"] = "logit"
+    sizes = replace(checkpoint.network.config, layer_norm_eps=REFERENCE_EPSILON)
+    network = build(described, sizes, dropout=0.0)
+    arrays, wanted = to_arrays(checkpoint.network), to_arrays(network)
+    load_arrays(network, {key: array for key, array in arrays.items() if key in wanted}, name)
     network.eval()
     return Checkpoint(network, checkpoint.tokenizer, checkpoint.lengths)
 
@@ -235,8 +251,9 @@ def download(name: str) -> Path:
     from paddlenlp.transformers.semantic_search.modeling import ErnieEncoder
 
     folder = tempfile.mkdtemp(prefix="rocketqa-paddlenlp-")
-    if name.endswith("cross-encoder"):
-        model = ErnieEncoder.from_pretrained(name, num_classes=1 if name.startswith("rocketqav2") else 2)
+    if "cross-encoder" in name:
+        labels = 1 if name.startswith(_REINITIALIZED) else 2
+        model = ErnieEncoder.from_pretrained(name, num_classes=labels)
     else:
         model = AutoModel.from_pretrained(name)
     model.save_pretrained(folder)

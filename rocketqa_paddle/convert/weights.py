@@ -99,6 +99,8 @@ def encoder_config(values: Mapping[str, Any], source: Path) -> ErnieConfig:
         raise ValueError(f"{source}: model_type {values['model_type']!r}, expected 'bert' or 'ernie'")
     if (positions := values.get("position_embedding_type", "absolute")) != "absolute":
         raise ValueError(f"{source}: position_embedding_type {positions!r}, expected 'absolute'")
+    if values.get("use_task_id") and values.get("task_id"):
+        raise ValueError(f"{source}: task_id {values['task_id']}, expected 0, the task of retrieval")
     try:
         return ErnieConfig(
             vocab_size=values["vocab_size"],
