@@ -18,7 +18,7 @@ from paddle import nn
 from safetensors.numpy import save_file
 
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
-from rocketqa_paddle.ernie import ErnieConfig
+from rocketqa_paddle.ernie import ErnieConfig, blank_weights
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json
 from rocketqa_paddle.tokenization import Tokenizer
 
@@ -155,7 +155,12 @@ def load(
 
 
 def build(config: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> DualEncoder | CrossEncoder:
-    """A network at random weights, from what `describe` tells and the sizes of its encoder."""
+    """A network whose weights are to be read, from what `describe` tells and the sizes of its encoder."""
+    with blank_weights():
+        return _build(config, sizes, **training)
+
+
+def _build(config: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> DualEncoder | CrossEncoder:
     if config["model_type"] == CROSS:
         return CrossEncoder(sizes, head=config["head"], **training)
     if config["model_type"] == DUAL:

@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from rocketqa_paddle.batching import Batch
-from rocketqa_paddle.ernie import Ernie, ErnieConfig, truncated_normal
+from rocketqa_paddle.ernie import Ernie, ErnieConfig, initialise, weights
 
 Pooling = Literal["cls", "mean"]
 Head = Literal["logit", "classes", "pooled_logit"]
@@ -96,13 +96,12 @@ class CrossEncoder(nn.Layer):
             raise ValueError(f"head={head!r}, expected 'logit', 'classes' or 'pooled_logit'")
         self.config, self.head = config, head
         self.ernie = Ernie(config, dropout, use_recompute)
-        self.pooler = None if head == "logit" else nn.Linear(config.hidden_size, config.hidden_size)
+        size = config.hidden_size
+        self.pooler = None if head == "logit" else nn.Linear(size, size, **weights())
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.output = nn.Linear(config.hidden_size, 2 if head == "classes" else 1)
+        self.output = nn.Linear(size, 2 if head == "classes" else 1, **weights())
         for layer in (self.pooler, self.output):
-            if layer is not None:
-                truncated_normal(config.initializer_range)(layer.weight)
-                nn.initializer.Constant(0.0)(layer.bias)
+            initialise(layer, config.initializer_range)
 
     def logits(self, batch: Batch) -> Tensor:
         """`[rows, 2]` for the head `classes` (the second is relevance), `[rows, 1]` for the others."""

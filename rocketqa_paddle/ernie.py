@@ -9,7 +9,10 @@ units, `A` heads of `D = H / A` units.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +63,39 @@ class ErnieConfig:
         return cls(**values)
 
 
+_BLANK: ContextVar[bool] = ContextVar("blank", default=False)
+NAMING = threading.RLock()
+"""Held while networks are made and while an optimizer steps: Paddle counts names for all threads."""
+
+
+@contextmanager
+def blank_weights() -> Iterator[None]:
+    """Networks made in the block start at zero, not at random: their weights are about to be read.
+
+    That is quicker, and leaves the random numbers of a training in another thread alone.
+    """
+    token = _BLANK.set(True)
+    try:
+        with NAMING:
+            yield
+    finally:
+        _BLANK.reset(token)
+
+
+def weights() -> dict[str, Any]:
+    """Keyword arguments of a layer that `blank_weights` may concern."""
+    return {"weight_attr": nn.initializer.Constant(0.0)} if _BLANK.get() else {}
+
+
+def initialise(layer: nn.Layer | None, std: float) -> None:
+    """Truncated normal weights and zero biases, except in `blank_weights`."""
+    if _BLANK.get() or not isinstance(layer, nn.Linear | nn.Embedding):
+        return
+    truncated_normal(std)(layer.weight)
+    if isinstance(layer, nn.Linear):
+        nn.initializer.Constant(0.0)(layer.bias)
+
+
 def truncated_normal(std: float) -> nn.initializer.Initializer:
     """Normal, cut off at two standard deviations, as in BERT and the reference."""
     return nn.initializer.TruncatedNormal(std=std, a=-2 * std, b=2 * std)
@@ -72,7 +108,7 @@ class Attention(nn.Layer):
         super().__init__()
         size = config.hidden_size
         self.num_heads, self.head_size, self.dropout = config.num_heads, size // config.num_heads, dropout
-        self.query, self.key, self.value, self.output = (nn.Linear(size, size) for _ in range(4))
+        self.query, self.key, self.value, self.output = (nn.Linear(size, size, **weights()) for _ in range(4))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` is `[B, L, H]`; `mask` `[B, L]`: 0 for a token, `MASKED` for padding; or None."""
@@ -117,8 +153,8 @@ class Block(nn.Layer):
         super().__init__()
         self.attention = Attention(config, dropout)
         self.attention_norm = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.ffn_in = nn.Linear(config.hidden_size, config.ffn_size)
-        self.ffn_out = nn.Linear(config.ffn_size, config.hidden_size)
+        self.ffn_in = nn.Linear(config.hidden_size, config.ffn_size, **weights())
+        self.ffn_out = nn.Linear(config.ffn_size, config.hidden_size, **weights())
         self.ffn_norm = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -140,20 +176,16 @@ class Ernie(nn.Layer):
         super().__init__()
         self.config, self.use_recompute = config, use_recompute
         size = config.hidden_size
-        self.word_embedding = nn.Embedding(config.vocab_size, size)
-        self.position_embedding = nn.Embedding(config.max_positions, size)
-        self.sentence_embedding = nn.Embedding(config.sent_types, size)
-        self.task_embedding = nn.Embedding(config.task_types, size) if config.task_types else None
+        self.word_embedding = nn.Embedding(config.vocab_size, size, **weights())
+        self.position_embedding = nn.Embedding(config.max_positions, size, **weights())
+        self.sentence_embedding = nn.Embedding(config.sent_types, size, **weights())
+        self.task_embedding = (
+            nn.Embedding(config.task_types, size, **weights()) if config.task_types else None
+        )
         self.norm = nn.LayerNorm(size, epsilon=config.layer_norm_eps)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.layers = nn.LayerList([Block(config, dropout) for _ in range(config.num_layers)])
-        self.apply(self._initialise)
-
-    def _initialise(self, layer: nn.Layer) -> None:
-        if isinstance(layer, nn.Linear | nn.Embedding):
-            truncated_normal(self.config.initializer_range)(layer.weight)
-        if isinstance(layer, nn.Linear):
-            nn.initializer.Constant(0.0)(layer.bias)
+        self.apply(lambda layer: initialise(layer, config.initializer_range))
 
     def forward(self, token_ids: Tensor, type_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode a batch.

@@ -18,7 +18,7 @@ class Scores(np.ndarray):
     """Scores, float32 `[n]`. Iterating gives Python numbers, as the toolkit's generators did."""
 
     def __iter__(self) -> Iterator[float]:
-        return iter(self.tolist())
+        return iter(self.tolist()) if self.ndim == 1 else super().__iter__()
 
 
 class DualModel:

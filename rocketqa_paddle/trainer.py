@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from rocketqa_paddle import checkpoints, device, distributed
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
+from rocketqa_paddle.ernie import NAMING
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json, write_text
 
 Example = TypeVar("Example")
@@ -185,7 +186,7 @@ class Trainer(Generic[Example]):
         if self.precision != "fp16":  # there the scaler leaves such a step out and lowers its scale
             self._check_finite("gradient", float(norm))
         self.optimizer.set_lr(rate)
-        with unique_name.guard():  # so that Paddle numbers Adam's state from 0, whatever ran before
+        with NAMING, unique_name.guard():  # so that Paddle numbers Adam's state from 0, whatever ran before
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad(set_to_zero=False)
