@@ -257,8 +257,14 @@ def test_loading_takes_paths_and_strings_of_folders_and_files(folders: dict[str,
 
 
 def test_loading_and_using_a_model_leaves_the_process_as_it_was(
-    tmp_path: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer, folders: dict[str, str]
+    tmp_path: Path,
+    tiny_config: ErnieConfig,
+    tokenizer: Tokenizer,
+    folders: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    written: list[object] = []  # what an earlier load has set to the same value would not show otherwise
+    monkeypatch.setattr(os, "putenv", lambda *variable: written.append(variable))
     sizes = dataclasses.replace(tiny_config, ffn_size=4 * tiny_config.hidden_size)
     toolkit = Checkpoint(DualEncoder(sizes), tokenizer, {"query": 12, "passage": 24})
     convert.write(toolkit, tmp_path / "toolkit", "reference")
@@ -275,9 +281,11 @@ def test_loading_and_using_a_model_leaves_the_process_as_it_was(
             paddle.in_dynamic_mode(),
             np.random.get_state()[1].tolist(),
             threading.active_count(),
+            list(written),
         )
 
     before = state()
+    assert not written
     for source in sources:
         model = load_model(source)
         assert state() == before
@@ -287,6 +295,16 @@ def test_loading_and_using_a_model_leaves_the_process_as_it_was(
         with pytest.raises(FileNotFoundError):
             load_model(wrong)
         assert state() == before
+
+
+def test_loading_draws_no_random_numbers(folders: dict[str, str]) -> None:
+    """Those are the process's: a training in another thread takes its dropout from them."""
+    paddle.seed(5)
+    expected = paddle.rand([8]).numpy()
+    for name, folder in folders.items():
+        paddle.seed(5)
+        load_model(folder).matching(QUERIES, PARAS)
+        np.testing.assert_array_equal(paddle.rand([8]).numpy(), expected, err_msg=name)
 
 
 # What they refuse -------------------------------------------------------------------------------
