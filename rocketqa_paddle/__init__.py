@@ -27,6 +27,9 @@ def load_model(
     model: str | Path, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
 ) -> DualModel | CrossModel:
     """Load a model by name, file or folder. See `rocketqa_paddle.models.load_model`."""
+    from rocketqa_paddle import device
+
+    device.import_paddle()
     from rocketqa_paddle import models
 
     return models.load_model(model, use_cuda=use_cuda, device_id=device_id, batch_size=batch_size)

@@ -166,7 +166,9 @@ def perturbed(reranker: Checkpoint, loss: Callable[[], Tensor], size: float) -> 
     kept = embedding.numpy()
     try:
         network.eval()
-        loss().backward()  # paddle.grad of the embedding alone gives another, wrong gradient (Paddle 3.3.1)
+        # Not paddle.grad of the embedding alone: on a CPU, Paddle 3.3.1 leaves the scale out of a layer
+        # norm's gradient unless the scale's own gradient is asked for.
+        loss().backward()
         with paddle.no_grad():
             gradient = embedding.grad
             norm = (gradient.square().sum() + 1e-8).sqrt()

@@ -6,13 +6,15 @@ import json
 import warnings
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 
 from rocketqa_paddle.records import Passage
 from rocketqa_paddle.storage import read_json, whole, write_json
+
+if TYPE_CHECKING:
+    import faiss  # where it is used: whoever only encodes needs not wait for it, nor read its log
 
 FORMAT_VERSION = 1
 
@@ -69,6 +71,8 @@ class VectorIndex:
 
     def save(self, folder: str | Path) -> None:
         """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder."""
+        import faiss
+
         folder = Path(folder)
         faiss.write_index(self._index, str(folder / "index.faiss"))
         if bad := next((i for i in self.ids if "\n" in i or "\r" in i), None):
@@ -97,6 +101,8 @@ class VectorIndex:
             FileNotFoundError: not a whole index folder.
             ValueError: another model made it, or the files disagree.
         """
+        import faiss
+
         folder = whole(folder)
         for name in ("meta.json", "index.faiss", "ids.txt"):
             if not (folder / name).is_file():
@@ -123,6 +129,8 @@ class VectorIndex:
 
 
 def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
+    import faiss
+
     if gpu is None:
         return faiss.IndexFlatIP(dimension)
     if not hasattr(faiss, "GpuIndexFlatIP"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +218,8 @@ def _queries(query: Sequence[str]) -> list[str]:
 def _texts(name: str, values: Sequence[str]) -> list[str]:
     if isinstance(values, str):
         raise ValueError(f"{name} is one string, expected a list of strings: write [{values[:30]!r}]")
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} is {type(values).__name__}, expected a list of strings")
     values = list(values)
     for i, value in enumerate(values):
         if not isinstance(value, str):
