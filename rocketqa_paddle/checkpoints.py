@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,12 @@ class Checkpoint:
         return CROSS if isinstance(self.network, CrossEncoder) else DUAL
 
     def digest(self) -> str:
-        """16 hexadecimal digits that name the parameters, whatever file they came from."""
-        state = hashlib.sha256()
+        """16 hexadecimal digits that name the model, whatever format it came in.
+
+        Of the parameters, and of all that decides how a text becomes a vector or a score.
+        """
+        reads = [describe(self.network), self.lengths, self.tokenizer.settings]
+        state = hashlib.sha256(json.dumps(reads, sort_keys=True).encode() + self.tokenizer.fingerprint)
         for name, array in sorted(to_arrays(self.network).items()):
             state.update(f"{name} {list(array.shape)}".encode())
             state.update(np.ascontiguousarray(array).data)

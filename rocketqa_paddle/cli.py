@@ -254,10 +254,18 @@ def convert_model(
     """
     from rocketqa_paddle import convert
 
+    path = convert.find(source).path.resolve()
+    folder = path.parent if path.is_file() else path
+    if Path(target).resolve() in (folder, *folder.parents) or folder in Path(target).resolve().parents:
+        raise ValueError(f"{target} is where {source} is, or one is inside the other: choose another target")
     model = convert.read(source)
     convert.write(model, target, to, card=f"Converted from {source}.")
     again = convert.read(target)
     difference = convert.largest_difference(model, again)
+    if not difference <= LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"{target}: read back, its outputs differ by {difference:.2g} from those of {source}"
+        )
     print(f"{target}: {model.kind.replace('_', ' ')}, written as {to}")
     print(f"largest difference on {len(convert.SAMPLE)} sample texts: {difference:.2g}")
     for note in convert.notes(model, to):
@@ -281,16 +289,17 @@ def list_models() -> None:
     """List the published models."""
     from rocketqa_paddle import hub
 
-    rows = [("name", "kind", "language", "trained on", "system", "lengths", "fetched")]
+    rows = [("name", "kind", "language", "trained on", "system", "lengths", "fetched", "md5", "url")]
     for model in hub.MODELS.values():
         lengths = ", ".join(f"{name} {length}" for name, length in model.lengths.items())
         fetched = "yes" if hub.is_fetched(model.name) else "no"
         kind = model.kind.replace("_", " ")
-        rows.append((model.name, kind, model.language, model.trained_on, model.system, lengths, fetched))
+        about = (model.name, kind, model.language, model.trained_on, model.system, lengths, fetched)
+        rows.append((*about, model.md5, model.url))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{value:<{width}}" for value, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\nfrom {hub.BASE_URL}/NAME.tar.gz, kept in {hub.home()}")
+    print(f"\nkept in {hub.home()}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -306,6 +315,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": list_models,
 }
 SYSTEMS: dict[str, tuple[type, Callable[..., None]]] = {"rocketqav2": (RocketQAv2Settings, train_rocketqav2)}
+LARGEST_DIFFERENCE = 1e-4  # of a converted model's outputs from the original's
 USAGES = {"convert": "SOURCE TARGET [--to FORMAT]", "inspect": "CHECKPOINT", "models": ""}
 DUAL, CROSS = "dual_encoder", "cross_encoder"
 RUN_WRITERS: dict[str, Callable[..., None]] = {"tsv": formats.write_run_tsv, "trec": formats.write_trec_run}

@@ -46,6 +46,10 @@ class ErnieConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "task_types" else 1
+            if field.type == "int" and (type(value) is not int or value < least):
+                raise ValueError(f"{field.name}={value!r}, expected a whole number from {least} on")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}: "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rocketqa_paddle.checkpoints import DUAL, Checkpoint
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
 from rocketqa_paddle.records import Group
 from rocketqa_paddle.storage import read_json, write_json
-from rocketqa_paddle.trainer import MetricsLog, Trainer
+from rocketqa_paddle.trainer import MetricsLog, Stopped, Trainer
 
 Loss = Callable[[Sequence[Group]], Mapping[str, Tensor]]
 LOG = "log.train"
@@ -45,9 +46,16 @@ class FinetuneSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in {"epoch": 1, "batch_size": 1, "save_steps": 0, "adversarial": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}, expected at least {least}")
+        for name, least in {"epoch": 1, "batch_size": 1, "save_steps": 0}.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name}={value!r}, expected at least {least}, a whole number")
+        for name in ("learning_rate", "warmup_share", "dropout", "adversarial"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"{name}={value!r}, expected 0 or more")
+        if not self.learning_rate:
+            raise ValueError("learning_rate=0 trains nothing, expected a number above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}, expected 0 or more and less than 1")
 
@@ -76,12 +84,16 @@ def finetune(
 def _finetune(
     start: Checkpoint, train_set: Path, output: Path, log_folder: Path, settings: FinetuneSettings
 ) -> Checkpoint:
-    _check_free(output, start)
+    _check_free(output, log_folder, start)
     groups = list((formats.read_dual_tsv if start.kind == DUAL else formats.read_cross_tsv)(train_set))
     if not groups:
         raise ValueError(f"{train_set}: the file is empty, expected training examples")
-    model = _copy(start, settings.dropout)
-    steps = math.ceil(settings.epoch * len(groups) / settings.batch_size)
+    model, batch_size = _copy(start, settings.dropout), min(settings.batch_size, len(groups))
+    if batch_size < settings.batch_size:
+        warnings.warn(
+            f"batch_size={settings.batch_size}, but {train_set} has {batch_size} lines", stacklevel=4
+        )
+    steps = math.ceil(settings.epoch * len(groups) / batch_size)
     every = settings.save_steps or math.ceil(steps / 2)
 
     def save(step: int) -> None:
@@ -99,14 +111,18 @@ def _finetune(
         {"model": model.network},
         groups,
         _dual_loss(model) if model.kind == DUAL else _cross_loss(model, settings.adversarial),
-        StageSettings(batch_size=settings.batch_size, steps=steps, optimizer=optimizer),
+        StageSettings(batch_size=batch_size, steps=steps, optimizer=optimizer),
         folder=unfinished,
         log=MetricsLog(log_folder / LOG, output=str(output)),
         seed=settings.seed,
         after_step=save,
     )
-    trainer.fit()
-    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        trainer.fit()
+    except Stopped as stopped:
+        raise Stopped(f"{stopped}: saved in {unfinished}; the same call goes on") from None
+    for folder in output.glob("unfinished-*"):
+        shutil.rmtree(folder, ignore_errors=True)
     return model
 
 
@@ -114,10 +130,12 @@ def _config(model: Checkpoint, name: str) -> dict[str, str]:
     return {"model_type": model.kind, "model_checkpoint_path": name}
 
 
-def _check_free(output: Path, start: Checkpoint) -> None:
+def _check_free(output: Path, log_folder: Path, start: Checkpoint) -> None:
     """Refuse, before anything is trained, to replace what no training of this kind of model has written."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, but checkpoints are to be written there: choose another name")
+    if log_folder.exists() and not log_folder.is_dir():
+        raise ValueError(f"{log_folder} is a file, but the log is to be written into a folder of this name")
     path = output / "config.json"
     values = read_json(path) if path.is_file() else _config(start, "step_1")
     if values.keys() != _config(start, "").keys() or values["model_type"] != start.kind:

@@ -113,7 +113,12 @@ def fetch(name: str) -> Path:
     model, folder = MODELS[name], home() / name
     if is_fetched(name):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{folder.parent}: {error.strerror}; set ROCKETQA_HOME to a folder for models"
+        ) from None
     with FileLock(folder.parent / f".{name}.lock"):
         if not is_fetched(name):
             if folder.is_dir() and any(folder.iterdir()):
@@ -197,8 +202,8 @@ def _by_hand(model: Published, archive: Path, error: Exception) -> str:
     config, reason = archive.parent / model.name / "config.json", _reason(error)
     return (
         f"{model.name}: {model.url} could not be fetched ({reason}). On a machine without internet, fetch "
-        f"that file elsewhere and put it at {archive}, or unpack it so that {config} is there; ROCKETQA_HOME "
-        f"names another folder than {archive.parent}"
+        f"that file elsewhere and put it at {archive}, or unpack it so that {config} is there. Set "
+        "ROCKETQA_HOME to keep models elsewhere"
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -20,16 +21,29 @@ class Scores(np.ndarray):
     def __iter__(self) -> Iterator[float]:
         return iter(self.tolist()) if self.ndim == 1 else super().__iter__()
 
+    def __array_wrap__(self, array: np.ndarray, context: object = None, return_scalar: bool = False) -> Any:
+        """What is computed from scores is plain again."""
+        return np.asarray(array)[()] if array.ndim == 0 else np.asarray(array)
 
-class DualModel:
+
+class _Model:
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 1, place: str = "cpu") -> None:
+        self.checkpoint, self.batch_size, self.place = checkpoint, batch_size, place
+
+    def _train(self, paths: Sequence[str | Path], batch_size: int | None, **settings: Any) -> None:
+        batch_size = self.batch_size if batch_size is None else batch_size
+        with device.using(self.place):
+            self.checkpoint = finetune(
+                self.checkpoint, *paths, FinetuneSettings(batch_size=batch_size, **settings)
+            )
+
+
+class DualModel(_Model):
     """A retriever: texts to vectors whose inner product is the relevance.
 
     The toolkit's `encode_query` and the like were generators of vectors; these return arrays, and
     iterating over an array gives the vectors one by one, as before.
     """
-
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 1, place: str = "cpu") -> None:
-        self.checkpoint, self.batch_size, self.place = checkpoint, batch_size, place
 
     def encode_query(self, query: Sequence[str]) -> np.ndarray:
         """Vectors of queries, float32 `[n, hidden]`. A query ends at its first tab, as in the toolkit."""
@@ -91,24 +105,20 @@ class DualModel:
             ValueError: a setting or a line of the file is wrong.
             trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
         """
-        settings = FinetuneSettings(
+        self._train(
+            (train_set, save_model_path, log_folder),
+            batch_size,
             epoch=epoch,
-            batch_size=self.batch_size if batch_size is None else batch_size,
             save_steps=save_steps,
             learning_rate=learning_rate,
             warmup_share=warmup_share,
             dropout=dropout,
             seed=seed,
         )
-        with device.using(self.place):
-            self.checkpoint = finetune(self.checkpoint, train_set, save_model_path, log_folder, settings)
 
 
-class CrossModel:
+class CrossModel(_Model):
     """A re-ranker: the relevance of a passage to a query."""
-
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 1, place: str = "cpu") -> None:
-        self.checkpoint, self.batch_size, self.place = checkpoint, batch_size, place
 
     def matching(
         self, query: Sequence[str], para: Sequence[str], title: Sequence[str] | None = ()
@@ -166,9 +176,10 @@ class CrossModel:
             ValueError: a setting or a line of the file is wrong.
             trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
         """
-        settings = FinetuneSettings(
+        self._train(
+            (train_set, save_model_path, log_folder),
+            batch_size,
             epoch=epoch,
-            batch_size=self.batch_size if batch_size is None else batch_size,
             save_steps=save_steps,
             learning_rate=learning_rate,
             warmup_share=warmup_share,
@@ -176,8 +187,6 @@ class CrossModel:
             adversarial=adversarial,
             seed=seed,
         )
-        with device.using(self.place):
-            self.checkpoint = finetune(self.checkpoint, train_set, save_model_path, log_folder, settings)
 
 
 def load_model(
@@ -199,8 +208,8 @@ def load_model(
         FileNotFoundError: no model there.
         ValueError: the model does not fit its own description, or the device is not there.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}, expected at least 1")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}, expected at least 1, a whole number")
     place = device.find_device(use_cuda, device_id)
     with device.using(place):
         checkpoint = convert.read(model)
@@ -218,7 +227,7 @@ def _queries(query: Sequence[str]) -> list[str]:
 def _texts(name: str, values: Sequence[str]) -> list[str]:
     if isinstance(values, str):
         raise ValueError(f"{name} is one string, expected a list of strings: write [{values[:30]!r}]")
-    if not isinstance(values, Iterable):
+    if not isinstance(values, Iterable) or isinstance(values, bytes | Mapping | set | frozenset):
         raise ValueError(f"{name} is {type(values).__name__}, expected a list of strings")
     values = list(values)
     for i, value in enumerate(values):
@@ -237,4 +246,4 @@ def _titles(title: Sequence[str] | None, count: int) -> list[str]:
 
 def _same_length(name: str, given: int, other: str, expected: int) -> None:
     if given != expected:
-        raise ValueError(f"{given} {name} for {expected} {other}: give one {name} a {other}")
+        raise ValueError(f"{given} {name} for {expected} {other}: give as many of each")

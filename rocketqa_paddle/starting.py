@@ -70,7 +70,15 @@ def start_reranker(weights: Start, length: int, *, for_cn: bool = False, **netwo
     """A cross encoder that starts from `weights`, its head at random unless they are a cross encoder's."""
     config, tokenizer = _parts(weights, for_cn)
     encoder = CrossEncoder(config, **network)
+    given = weights.head if isinstance(weights, EncoderWeights) else getattr(weights.network, "head", None)
+    if given not in (None, encoder.head):
+        raise ValueError(
+            f"start has the head {given!r}, but {encoder.head!r} is asked for: set head to {given}"
+        )
     _fill(encoder, weights, {"ernie": encoder.ernie})
+    if isinstance(weights, EncoderWeights) and weights.head:
+        ernie = {name: array for name, array in to_arrays(encoder).items() if name.startswith("ernie.")}
+        load_arrays(encoder, ernie | weights.head_arrays, weights.vocabulary.parent)
     return Checkpoint(encoder, tokenizer, {"pair": length})
 
 

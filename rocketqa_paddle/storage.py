@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is not JSON, or not an object; names the file.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):

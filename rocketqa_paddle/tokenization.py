@@ -6,6 +6,8 @@ library; a SentencePiece model takes their place where a checkpoint has `spm.mod
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -84,6 +86,13 @@ class Tokenizer:
     def settings(self) -> dict[str, bool]:
         """What `Tokenizer` takes beside the path."""
         return {"lower_case": self.lower_case, "for_cn": self.for_cn, "one_segment": self.one_segment}
+
+    @property
+    def fingerprint(self) -> bytes:
+        """A hash of the tokens and their ids."""
+        if isinstance(self._pieces, _SentencePieces):
+            return hashlib.sha256(self._file).digest()
+        return hashlib.sha256(json.dumps(sorted(self.vocabulary.items())).encode()).digest()
 
     @property
     def vocabulary(self) -> dict[str, int]:

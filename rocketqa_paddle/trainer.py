@@ -127,7 +127,8 @@ class Trainer(Generic[Example]):
         self.save_seconds, self.after_step = 60 * save_minutes, after_step
         global_batch = settings.batch_size * distributed.world_size()
         self.total_steps = settings.steps or math.ceil(settings.epochs * len(examples) / global_batch)
-        self.step = 0
+        self.step, self._epoch = 0, -1
+        self._permutation: np.ndarray | None = None
         self.parameters = dict(_named_parameters(networks))
         distributed.broadcast_parameters(self.parameters.values())
         self.optimizer = make_optimizer(networks, settings.optimizer, rates or {})
@@ -220,12 +221,24 @@ class Trainer(Generic[Example]):
         return [self.examples[self._order(row // count)[row % count]] for row in range(first, first + size)]
 
     def _order(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._permutation = np.random.default_rng(_hash(self.seed, self.stage, epoch)).permutation(
-                len(self.examples)
-            )
+        """The order of a pass: shuffled anew, and such that no batch has an example twice."""
+        if epoch < self._epoch:
+            self._epoch, self._permutation = -1, None
+        while self._epoch < epoch:
+            self._epoch += 1
+            self._permutation = self._shuffled(self._epoch, before=self._permutation)
         return self._permutation
+
+    def _shuffled(self, epoch: int, before: np.ndarray | None) -> np.ndarray:
+        count, batch = len(self.examples), self.settings.batch_size * distributed.world_size()
+        order = np.random.default_rng(_hash(self.seed, self.stage, epoch)).permutation(count)
+        begun = epoch * count % batch  # the pass before has begun the batch that this one completes
+        if before is not None and begun and batch <= count:
+            rest, taken = batch - begun, before[-begun:]
+            twice = np.flatnonzero(np.isin(order[:rest], taken))
+            later = rest + np.flatnonzero(~np.isin(order[rest:], taken))[: len(twice)]
+            order[twice], order[later] = order[later], order[twice]
+        return order
 
     # Stop and resume --------------------------------------------------------------------------
 

@@ -575,7 +575,7 @@ def test_convert_tells_the_largest_difference_and_what_to_know(foreign, tmp_path
     assert len(digests) == 1
 
 
-def test_convert_shows_a_difference_that_is_there(foreign, tmp_path, capsys, monkeypatch):
+def test_convert_fails_where_the_numbers_differ(foreign, fails, tmp_path, monkeypatch):
     from rocketqa_paddle import convert
 
     read = convert.read
@@ -588,8 +588,17 @@ def test_convert_shows_a_difference_that_is_there(foreign, tmp_path, capsys, mon
         return checkpoint
 
     monkeypatch.setattr(convert, "read", damaged)
-    run("convert", foreign / "native" / "reranker", tmp_path / "out", "--to", "reference")
-    assert "largest difference on 4 sample texts: 0.5\n" in capsys.readouterr().out
+    message = fails("convert", foreign / "native" / "reranker", tmp_path / "out", "--to", "reference")
+    assert "read back, its outputs differ by 0.5" in message
+
+
+def test_convert_leaves_alone_what_it_reads(foreign, fails, tmp_path):
+    shutil.copytree(foreign / "reference" / "reranker", tmp_path / "a" / "b")
+    before = sorted(path.name for path in (tmp_path / "a").rglob("*"))
+    for source in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "config.json"):
+        for target in (tmp_path / "a" / "b", tmp_path / "a", tmp_path / "a" / "b" / "new"):
+            assert "choose another target" in fails("convert", source, target)
+    assert sorted(path.name for path in (tmp_path / "a").rglob("*")) == before
 
 
 @pytest.mark.parametrize("to", ["reference", "huggingface", "paddlenlp"])
@@ -658,9 +667,9 @@ def test_models_lists_the_published_ones(capsys, monkeypatch, tmp_path):
     run("models")
     head, *rows, blank, where = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == rocketqa_paddle.available_models()
-    assert [row.split()[0] for row in rows if row.endswith("yes")] == ["v1_nq_ce"]
+    assert [row.split()[0] for row in rows if "  yes  " in row] == ["v1_nq_ce"]
     assert head.split()[:2] == ["name", "kind"]
-    assert where.endswith(f"kept in {tmp_path}")
+    assert where == f"kept in {tmp_path}"
 
 
 def test_a_model_that_is_not_there(fails, tmp_path):

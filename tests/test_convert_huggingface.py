@@ -1107,11 +1107,11 @@ def test_writing_replaces_a_model_but_no_other_folder(tmp_path: Path, words: lis
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("years")
     for checkpoint in (one, towers):
-        with pytest.raises(ValueError, match="work holds other files"):
+        with pytest.raises(ValueError, match="work holds thesis.txt, which would be lost"):
             convert.write(checkpoint, tmp_path / "work", "huggingface")
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["thesis.txt"]
     write_json(tmp_path / "site" / "config.json", {"theme": "dark"})
-    with pytest.raises(ValueError, match="config.json is no model's, and would be lost"):
+    with pytest.raises(ValueError, match="site holds config.json, which would be lost"):
         convert.write(one, tmp_path / "site", "huggingface")
 
 

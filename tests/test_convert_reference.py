@@ -658,7 +658,7 @@ PATHS = ("model_conf_path", "model_vocab_path", "model_checkpoint_path")
 
 
 @pytest.mark.parametrize(
-    "kind, key", [(kind, key) for kind, keys in NEEDED.items() for key in (*keys, *PATHS, "model_type")]
+    "kind, key", [(kind, key) for kind, keys in NEEDED.items() for key in (*keys, *PATHS)]
 )
 def test_a_missing_key_is_named(tmp_path: Path, kind: str, key: str) -> None:
     made = make(tmp_path, kind)
@@ -694,19 +694,23 @@ def test_another_model_type_is_refused(tmp_path: Path, value: object) -> None:
         load_model(made.path)
 
 
-def test_a_json_without_model_type_is_refused_unless_the_kind_is_known(tmp_path: Path) -> None:
+def test_the_lengths_tell_the_kind_where_model_type_is_left_out(tmp_path: Path) -> None:
     for kind in KINDS:
         made = make(tmp_path / kind, kind)
         made.change(without="model_type")
-        with pytest.raises(ValueError, match=rf"{kind}\.json: model_type None, expected 'dual_encoder'"):
-            load_model(made.path)
-        known = toolkit.read(made.path, KINDS[kind][0]["model_type"])
-        assert_numbers((CrossModel if known.kind == "cross_encoder" else DualModel)(known), Oracle(made))
+        assert_numbers(load_model(made.path), Oracle(made))
 
 
-def test_what_the_json_says_it_is_wins_over_what_it_is_known_as(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["0", "false", 2, None, []], ids=repr)
+@pytest.mark.parametrize("key", ["for_cn", "share_parameter", "joint_training"])
+def test_a_switch_is_true_or_false(tmp_path: Path, key: str, value: object) -> None:
+    made = make(tmp_path, "joint" if key == "joint_training" else "dual", **{key: value})
+    with pytest.raises(ValueError, match=rf"\.json: {key} .*, expected true, false, 0 or 1"):
+        load_model(made.path)
+
+
+def test_the_kind_that_is_asked_for_is_checked(tmp_path: Path) -> None:
     made = make(tmp_path, "dual")
-    assert toolkit.read(made.path, "cross_encoder").kind == "dual_encoder"
     assert convert.read(made.path, kind="dual_encoder").kind == "dual_encoder"
     with pytest.raises(ValueError, match="dual.json is a dual_encoder, expected a cross_encoder"):
         convert.read(made.path, kind="cross_encoder")
@@ -1038,12 +1042,14 @@ def some_checkpoint(vocab: Path, sizes: ErnieConfig | None = None, **network: An
 
 def test_a_json_and_a_folder_with_config_json_are_found(tmp_path: Path) -> None:
     made = make(tmp_path / "one", "dual")
-    assert convert.find(made.path) == ("reference", made.path, None)
-    with pytest.raises(FileNotFoundError, match="one: no model there"):
+    assert convert.find(made.path) == ("reference", made.path)
+    with pytest.raises(FileNotFoundError, match=rf"one holds .*: give one of {made.path.name}"):
         convert.find(tmp_path / "one")
     config = made.path.rename(tmp_path / "one" / "config.json")
-    for source in (tmp_path / "one", config, str(tmp_path / "one"), made.encoder):
-        assert convert.find(source) == ("reference", config, None), source
+    for source in (tmp_path / "one", config, str(tmp_path / "one")):
+        assert convert.find(source) == ("reference", config), source
+    with pytest.raises(ValueError, match="ernie.json: not the JSON of a toolkit's model"):
+        convert.find(made.encoder)
     assert_numbers(load_model(tmp_path / "one"), Oracle(replace(made, path=config)))
 
 
@@ -1063,7 +1069,7 @@ def test_the_config_of_a_checkpoint_folder_finds_the_folder(tmp_path: Path, voca
     checkpoint = some_checkpoint(vocab)
     convert.write(checkpoint, tmp_path / "native", to="native")
     found = convert.find(tmp_path / "native" / "config.json")
-    assert found == ("native", tmp_path / "native", None)
+    assert found == ("native", tmp_path / "native")
     assert convert.read_found(found).digest() == checkpoint.digest()
 
 
@@ -1090,11 +1096,11 @@ def test_a_published_name_is_preferred_to_a_folder_and_says_the_kind(
         monkeypatch.chdir(tmp_path / "work")
         monkeypatch.setattr(hub, "fetch", lambda name: asked.append(name) or tmp_path / "cache" / name)
 
-        assert convert.find(name) == ("reference", config, KINDS[kind][0]["model_type"])
+        assert convert.find(name) == ("reference", config)
         assert_numbers(load_model(name, batch_size=2), Oracle(made))
         assert asked and set(asked) == {name}
         asked.clear()
-        with pytest.raises(FileNotFoundError, match="work/v._marco_.e: no model there"):
+        with pytest.raises(FileNotFoundError, match="work/v._marco_.e holds several models"):
             convert.find(f"./{name}")
         assert not asked
 
@@ -1361,7 +1367,12 @@ def test_a_model_may_be_written_to_where_it_was_read(tmp_path: Path) -> None:
     made = make(tmp_path / "model", "dual")
     made.path.rename(made.path.with_name("config.json"))
     checkpoint = convert.read(tmp_path / "model")
-    before = outputs(checkpoint)
+    before, files = outputs(checkpoint), contents(tmp_path / "model")
+    with pytest.raises(ValueError, match="model holds .*some_params.*, which would be lost"):
+        convert.write(checkpoint, tmp_path / "model", to="reference")
+    assert contents(tmp_path / "model") == files
+    shutil.rmtree(tmp_path / "model")
+    convert.write(checkpoint, tmp_path / "model", to="native")
     for _ in range(2):
         convert.write(convert.read(tmp_path / "model"), tmp_path / "model", to="reference")
     assert convert.read(tmp_path / "model").digest() == checkpoint.digest()
@@ -1397,3 +1408,21 @@ def test_other_formats_come_from_the_toolkits_with_the_same_numbers(tmp_path: Pa
             again = convert.read(tmp_path / "target" / f"{kind}-{to}")
             assert again.digest() == checkpoint.digest()
             assert_numbers((CrossModel if again.kind == "cross_encoder" else DualModel)(again), Oracle(made))
+
+
+def test_the_digest_tells_how_text_is_read(tmp_path: Path) -> None:
+    """An index of one of these is not searched with another."""
+    made = make(tmp_path, "dual")
+    digests = {convert.read(made.path).digest()}
+    for change in ({"for_cn": True}, {"p_max_seq_len": 20}, {"share_parameter": 1}):
+        (tmp_path / "other.json").write_text(json.dumps(json.loads(made.path.read_text()) | change))
+        digests.add(convert.read(tmp_path / "other.json").digest())
+    assert len(digests) == 4
+
+
+def test_a_difference_that_is_no_number_is_not_hidden(tmp_path: Path) -> None:
+    made = make(tmp_path, "dual")
+    good, broken = convert.read(made.path), convert.read(made.path)
+    weight = broken.network.passage.norm.weight
+    weight.set_value(np.full(weight.shape, np.nan, np.float32))
+    assert np.isnan(convert.largest_difference(good, broken))

@@ -836,7 +836,7 @@ def test_wrong_settings_are_refused(
 
 
 def test_a_perturbation_downhill_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="adversarial=-0.01, expected at least 0"):
+    with pytest.raises(ValueError, match="adversarial=-0.01, expected 0 or more"):
         train(load_model(folders["cross"]), folders["cross.tsv"], tmp_path / "out", adversarial=-0.01)
 
 

@@ -198,7 +198,7 @@ GIVEN: dict[str, Callable[[list[str]], Any]] = {
     "array": np.array,
     "array of objects": lambda texts: np.array(texts, dtype=object),
     "generator": lambda texts: (text for text in texts),
-    "keys": dict.fromkeys,
+    "keys": lambda texts: dict.fromkeys(texts).keys(),
 }
 
 

@@ -54,8 +54,28 @@ def test_a_reranker_starts_with_the_head_of_its_start(tiny_config: ErnieConfig, 
     start = cross(tiny_config, tokenizer, head="classes")
     network = start_reranker(start, 40, head="classes").network
     np.testing.assert_array_equal(network.output.weight.numpy(), start.network.output.weight.numpy())
-    with pytest.raises(ValueError, match="left over pooler"):
+    with pytest.raises(ValueError, match="start has the head 'classes', but 'logit' is asked for"):
         start_reranker(start, 40, head="logit")
+
+
+@pytest.mark.parametrize("to", ["huggingface", "paddlenlp"])
+@pytest.mark.parametrize("head", ["logit", "classes", "pooled_logit"])
+def test_a_classifier_of_another_library_keeps_its_head(
+    tmp_path: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer, head: str, to: str
+) -> None:
+    trained = cross(tiny_config, tokenizer, head=head, dropout=0.0)
+    convert.write(trained, tmp_path / "model", to)
+    start = read_start(str(tmp_path / "model"), [], tmp_path)
+    again = start_reranker(start, 24, head=head, dropout=0.0)
+    np.testing.assert_array_equal(outputs(again), outputs(trained))
+    other = "classes" if head == "logit" else "logit"
+    with pytest.raises(
+        ValueError, match=f"start has the head '{head}', but '{other}' .*: set head to {head}"
+    ):
+        start_reranker(start, 24, head=other)
+    retriever = start_retriever(start, 8, 20).network  # the encoder is anybody's
+    ours = trained.network.ernie.norm.weight.numpy()
+    np.testing.assert_array_equal(retriever.query.norm.weight.numpy(), ours)
 
 
 def test_a_start_of_the_other_kind_is_refused(tiny_config: ErnieConfig, tokenizer: Tokenizer) -> None:

@@ -275,6 +275,19 @@ def test_each_pass_covers_every_example_once(tmp_path_factory, count, batch_size
     assert again._batch(29) == trainer._batch(29)  # of the step alone, not of those before
 
 
+@pytest.mark.parametrize("batch_size", [4, 7, 16, 29, 30])
+def test_no_batch_has_an_example_twice_and_every_pass_has_all(tmp_path, batch_size):
+    nets = make_nets(names=("one",))
+    stretch = {"batch_size": batch_size, "steps": 60}
+    trainer = make_trainer(tmp_path, nets, squared(nets), data=list(range(30)), stretch=stretch)
+    batches = [trainer._batch(step) for step in range(60)]
+    assert all(len(set(batch)) == batch_size for batch in batches)
+    stream = [example for batch in batches for example in batch]
+    passes = [stream[start : start + 30] for start in range(0, len(stream) - 29, 30)]
+    assert all(sorted(examples) == list(range(30)) for examples in passes)
+    assert trainer._batch(1) == batches[1] and trainer._batch(59) == batches[59]  # asked for in any order
+
+
 @pytest.mark.parametrize(("epochs", "batch_size", "steps"), [(1, 4, 8), (3, 4, 23), (1, 30, 1), (2, 64, 1)])
 def test_epochs_become_steps(tmp_path, epochs, batch_size, steps):
     stretch = {"steps": None, "epochs": epochs, "batch_size": batch_size}

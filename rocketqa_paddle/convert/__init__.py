@@ -41,7 +41,6 @@ class Source(NamedTuple):
 
     format: Format | None
     path: Path
-    kind: Kind | None = None
 
 
 def read(source: str | Path, *, kind: Kind | None = None) -> Checkpoint:
@@ -79,10 +78,10 @@ def read_found(source: Source) -> Checkpoint:
 
 def _read_reference(source: Source) -> Checkpoint:
     """The toolkit's JSON. What `train` saves here names a checkpoint folder of this project in it."""
-    folder = source.path.parent / str(read_json(source.path).get("model_checkpoint_path"))
-    if checkpoints.is_checkpoint(folder):
-        return checkpoints.load(folder)
-    return reference.read(source.path, source.kind)
+    named = read_json(source.path).get("model_checkpoint_path")
+    if isinstance(named, str) and checkpoints.is_checkpoint(source.path.parent / named):
+        return checkpoints.load(source.path.parent / named)
+    return reference.read(source.path)
 
 
 def read_encoder(source: str | Path) -> EncoderWeights | None:
@@ -104,25 +103,35 @@ def find(source: str | Path) -> Source:
     """
     name = str(source)
     if name in hub.MODELS:
-        return Source("reference", hub.fetch(name) / reference.CONFIG, hub.MODELS[name].kind)
-    if (path := Path(source).absolute()).is_file():  # a link stays one: what it names is beside it
+        return Source("reference", hub.fetch(name) / reference.CONFIG)
+    if (path := Path(source).absolute()).is_file():
         if path.suffix != ".json":
             raise ValueError(f"{path} is a file, expected the JSON of a toolkit's model, or a folder")
         if _TOOLKIT & read_json(path).keys():
-            return Source("reference", path)
+            return Source("reference", _beside_its_files(path))
+        if path.name not in ("config.json", "model_config.json"):
+            raise ValueError(
+                f"{path}: not the JSON of a toolkit's model, which has {', '.join(sorted(_TOOLKIT))}"
+            )
         return _in_folder(path.parent)
     path = installed_folder(name) if name.startswith("package:") else whole(source)
     if path.is_dir():
         return _in_folder(path)
     if name in paddlenlp.names():
         return Source(None, Path(name))
-    near = get_close_matches(name, hub.MODELS, n=1)
+    near = get_close_matches(name.lower(), hub.MODELS, n=1)
     raise FileNotFoundError(
         f"{name!r}: no such file or folder"
-        + (f"; did you mean {near[0]}?" if near else "")
-        + ". Give a folder, a toolkit's JSON, a published model (`rocketqa models` lists them), or, with "
+        + (f"; did you mean {near[0]}? " if near else ". ")
+        + "Give a folder, a toolkit's JSON, a published model (`rocketqa models` lists them), or, with "
         "pip install 'rocketqa_paddle[paddlenlp]', a name that PaddleNLP knows"
     )
+
+
+def _beside_its_files(path: Path) -> Path:
+    """A JSON that is a link names files beside the link, or beside the file."""
+    named = path.parent / str(read_json(path).get("model_conf_path"))
+    return path if named.exists() else path.resolve()
 
 
 def _in_folder(path: Path) -> Source:
@@ -138,10 +147,20 @@ def _in_folder(path: Path) -> Source:
         return Source("paddlenlp", path)
     if files & {huggingface.MODULES, "config.json"}:
         return Source("huggingface", path)
+    toolkits = [file.name for file in sorted(path.glob("*.json")) if _TOOLKIT & _keys(file)]
+    if toolkits:
+        raise FileNotFoundError(f"{path} holds several models: give one of {', '.join(toolkits)}")
     raise FileNotFoundError(
         f"{path}: no model there. Expected a folder with config.json: a checkpoint of this project, a model "
         "of the RocketQA toolkit, or one of PaddleNLP, Hugging Face or sentence-transformers"
     )
+
+
+def _keys(file: Path) -> set[str]:
+    try:
+        return set(read_json(file))
+    except ValueError:
+        return set()
 
 
 def _has_towers(path: Path) -> bool:
@@ -184,9 +203,7 @@ def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = ""
     Raises:
         ValueError: the format cannot express the model, or the folder holds other things.
     """
-    config = Path(target) / "config.json"
-    if config.is_file() and "model_type" not in read_json(config):
-        raise ValueError(f"{config} is no model's, and would be lost: choose another folder")
+    _check_target(Path(target))
     if to == "native":
         checkpoints.save(checkpoint, target, card)
     elif to == "reference":
@@ -197,6 +214,31 @@ def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = ""
         with replacing(target, marker="query/config.json") as new:
             for name, part in towers(checkpoint).items():
                 _FOLDERS[to].write(part, new / name)
+
+
+_WRITTEN = {
+    *("config.json", "model.safetensors", "vocab.txt", "spm.model", "README.md"),  # native, and shared
+    *("ernie_config.json", "params"),
+    *("model_state.pdparams", "tokenizer_config.json"),
+    *("tokenizer.json", "modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
+    *("config_sentence_transformers.json", "query", "passage"),
+}
+"""Everything that any format writes."""
+
+
+def _check_target(target: Path) -> None:
+    """Only a folder of what is written here may be replaced."""
+    if not target.is_dir():
+        return
+    config = target / "config.json"
+    names = {file.name for file in target.iterdir()}
+    strange = sorted(names - _WRITTEN)
+    if config.is_file() and not {"model_type", *_TOOLKIT} & read_json(config).keys():
+        strange.append("config.json")
+    if strange:
+        raise ValueError(
+            f"{target} holds {', '.join(strange[:5])}, which would be lost: choose another folder"
+        )
 
 
 SAMPLE = (
@@ -214,7 +256,8 @@ SAMPLE = (
 
 def largest_difference(one: Checkpoint, other: Checkpoint) -> float:
     """The largest difference of two models' outputs on `SAMPLE`: elements of vectors, or scores."""
-    return max(float(np.abs(a - b).max()) for a, b in zip(_outputs(one), _outputs(other), strict=True))
+    differences = [np.abs(a - b).max() for a, b in zip(_outputs(one), _outputs(other), strict=True)]
+    return float(np.max(differences))  # which is NaN if one of them is
 
 
 def _outputs(checkpoint: Checkpoint) -> list[np.ndarray]:

@@ -19,14 +19,15 @@ from tokenizers.processors import TemplateProcessing
 
 from rocketqa_paddle.checkpoints import CROSS, DUAL, Checkpoint
 from rocketqa_paddle.convert.weights import (
-    OURS,
     EncoderWeights,
     Names,
     assemble,
+    classifier,
     config_values,
     encoder_config,
     encoder_only,
     head_arrays,
+    our_section,
 )
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, write_json
 from rocketqa_paddle.tokenization import SPECIAL_TOKENS, Tokenizer, read_vocab, write_vocab
@@ -71,7 +72,11 @@ def read(folder: str | Path) -> Checkpoint:
     values = read_json(_file(encoder, CONFIG))
     sizes = encoder_config(values, encoder / CONFIG)
     arrays = NAMES.ours(read_arrays(_file(encoder, WEIGHTS)), sizes.num_layers)
-    vocabulary, lower_case, ours = _vocabulary(encoder), _lower_case(encoder), values.get(OURS, {})
+    vocabulary, lower_case, ours = (
+        _vocabulary(encoder),
+        _lower_case(encoder),
+        our_section(values, encoder / CONFIG),
+    )
     settings = ours.get("tokenizer", {"lower_case": lower_case, "one_segment": bool(pooling)})
     lengths = ours.get("lengths", {"longest": min(_max_length(encoder), sizes.max_positions)})
     description = ours or (
@@ -87,7 +92,8 @@ def read_encoder(folder: str | Path) -> EncoderWeights:
         folder, _ = _sentence_transformer(folder)
     sizes = encoder_config(read_json(_file(folder, CONFIG)), folder / CONFIG)
     arrays = NAMES.ours(read_arrays(_file(folder, WEIGHTS)), sizes.num_layers)
-    return EncoderWeights(sizes, encoder_only(arrays), _vocabulary(folder), _lower_case(folder))
+    texts = _vocabulary(folder), _lower_case(folder)
+    return EncoderWeights(sizes, encoder_only(arrays), *texts, *classifier(arrays))
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -23,11 +23,13 @@ from rocketqa_paddle.convert.weights import (
     EncoderWeights,
     Names,
     assemble,
+    classifier,
     config_values,
     encoder_config,
     encoder_only,
     head_arrays,
     join_towers,
+    our_section,
 )
 from rocketqa_paddle.ernie import ErnieConfig
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, write_json
@@ -69,7 +71,7 @@ def read(folder: str | Path) -> Checkpoint:
     values, sizes, arrays = _parts(folder)
     if "output.weight" in arrays and values.get("pool_act", "tanh") != "tanh":
         raise ValueError(f"{folder}: pool_act {values['pool_act']!r}, expected 'tanh' before a classifier")
-    ours = values.get(OURS, {})
+    ours = our_section(values, folder)
     tokenizer = Tokenizer(_vocabulary(folder), **ours.get("tokenizer", {"lower_case": _lower_case(folder)}))
     lengths = ours.get("lengths", {"longest": min(512, sizes.max_positions)})
     return assemble(arrays, sizes, ours or None, tokenizer, lengths, folder)
@@ -79,7 +81,8 @@ def read_encoder(folder: str | Path) -> EncoderWeights:
     """The encoder of such a folder, without head."""
     folder = Path(folder)
     _, sizes, arrays = _parts(folder)
-    return EncoderWeights(sizes, encoder_only(arrays), _vocabulary(folder), _lower_case(folder))
+    texts = _vocabulary(folder), _lower_case(folder)
+    return EncoderWeights(sizes, encoder_only(arrays), *texts, *classifier(arrays))
 
 
 def _parts(folder: Path) -> tuple[dict[str, Any], ErnieConfig, dict[str, np.ndarray]]:

@@ -18,7 +18,6 @@ from rocketqa_paddle.checkpoints import (
     CROSS,
     DUAL,
     Checkpoint,
-    Kind,
     build,
     check_shapes,
     load_arrays,
@@ -49,6 +48,7 @@ _MODULES = {  # our module -> the variable's name without prefix, and the ending
     "pooler": ("pooled_fc", (".w_0", ".b_0")),
     "output": ("_cls_out", ("_w", "_b")),
 }
+_PREFIXES = {"query": "query_", "passage": "titlepara_"}
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _TRAINING = re.compile(
     r"(.+_)?(moment[12]|beta[12]_pow_acc)_\d+|learning_rate_\d+|scheduled_learning_rate|@LR_DECAY_COUNTER@"
@@ -72,9 +72,6 @@ def variable(parameter: str, network: DualEncoder | CrossEncoder) -> str:
     return f"{joint if part == 'output' else ''}{_in_encoder(parameter)}"
 
 
-_PREFIXES = {"query": "query_", "passage": "titlepara_"}
-
-
 def _in_encoder(name: str) -> str:
     module, _, kind = name.rpartition(".")
     layer = _LAYER.fullmatch(module)
@@ -85,32 +82,27 @@ def _in_encoder(name: str) -> str:
 # Reading ----------------------------------------------------------------------------------------
 
 
-def read(path: str | Path, kind: Kind | None = None) -> Checkpoint:
+def read(path: str | Path) -> Checkpoint:
     """Read the toolkit's JSON as it is; its paths are relative to its folder.
 
     Args:
         path: the JSON file.
-        kind: what the model is where the file does not say (`model_type`).
 
     Raises:
         FileNotFoundError: a file that the JSON names is not there.
         ValueError: a key is missing or wrong, or a variable is missing, left over or of another shape.
     """
     path = Path(path)
-    values = {
-        "model_type": kind,
-        "for_cn": False,
-        "share_parameter": 0,
-        "joint_training": 0,
-        **read_json(path),
-    }
+    values = {"for_cn": False, "share_parameter": 0, "joint_training": 0, **read_json(path)}
+    # The toolkit tells the kind of a published model by its name: the archive's file may leave it out.
+    values.setdefault("model_type", DUAL if "q_max_seq_len" in values else CROSS)
     if values["model_type"] not in (DUAL, CROSS):
         raise ValueError(f"{path}: model_type {values['model_type']!r}, expected {DUAL!r} or {CROSS!r}")
     try:
         folder, encoder, vocabulary = (
             path.parent / _path(values, f"model_{what}_path") for what in ("checkpoint", "conf", "vocab")
         )
-        lengths = _lengths(values)
+        lengths, for_cn, description = _lengths(values), _flag(values, "for_cn"), _description(values)
     except KeyError as error:
         raise ValueError(f"{path}: no {error}, which a {values['model_type']} needs") from None
     except ValueError as error:
@@ -125,10 +117,10 @@ def read(path: str | Path, kind: Kind | None = None) -> Checkpoint:
                 f"{path}: model_{name}_path is {values[f'model_{name}_path']!r}, but there is no such "
                 f"{'folder' if name == 'checkpoint' else 'file'} in {path.parent.resolve()}"
             )
-    network = build(_description(values), _sizes(encoder), dropout=0.0)
+    network = build(description, _sizes(encoder), dropout=0.0)
     _fill(network, folder)
     network.eval()
-    return Checkpoint(network, Tokenizer(vocabulary, for_cn=bool(values["for_cn"])), lengths)
+    return Checkpoint(network, Tokenizer(vocabulary, for_cn=for_cn), lengths)
 
 
 def _path(values: Mapping[str, Any], key: str) -> str:
@@ -143,6 +135,12 @@ def _count(values: Mapping[str, Any], key: str, least: int = 1) -> int:
     return values[key]
 
 
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    if values[key] not in (True, False):  # 0 and 1 are equal to these
+        raise ValueError(f"{key} {values[key]!r}, expected true, false, 0 or 1")
+    return bool(values[key])
+
+
 def _lengths(values: Mapping[str, Any]) -> dict[str, int]:
     if values["model_type"] == CROSS:
         return {"pair": _count(values, "max_seq_len", 3)}
@@ -151,10 +149,10 @@ def _lengths(values: Mapping[str, Any]) -> dict[str, int]:
 
 def _description(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["model_type"] == CROSS:
-        return {"model_type": CROSS, "head": "logit" if values["joint_training"] else "classes"}
+        return {"model_type": CROSS, "head": "logit" if _flag(values, "joint_training") else "classes"}
     return {
         "model_type": DUAL,
-        "shared": bool(values["share_parameter"]),
+        "shared": _flag(values, "share_parameter"),
         "pooling": "cls",
         "normalize": False,
         "temperature": 1.0,

@@ -8,7 +8,7 @@ error when the network takes the weights (`checkpoints.load_arrays`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,18 @@ _IDENTITY = np.float32(2.0**-16)
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """An encoder without head: sizes, arrays by the names of `ernie.Ernie`, and its vocabulary."""
+    """An encoder: sizes, arrays by the names of `ernie.Ernie`, and its vocabulary.
+
+    If the model is a classifier of one or two labels, `head` is what `encoders.CrossEncoder` calls its head,
+    and `head_arrays` holds it.
+    """
 
     config: ErnieConfig
     arrays: Mapping[str, np.ndarray]
     vocabulary: Path
     lower_case: bool = True
+    head: Head | None = None
+    head_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,21 @@ def encoder_config(values: Mapping[str, Any], source: Path) -> ErnieConfig:
         )
     except KeyError as error:
         raise ValueError(f"{source}: no {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def our_section(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """What `config_values` wrote under our key, or nothing.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    ours = values.get(OURS, {})
+    needed = {"model_type": str, "lengths": dict, "tokenizer": dict} if ours else {}
+    if not isinstance(ours, dict) or any(not isinstance(ours.get(k), kind) for k, kind in needed.items()):
+        raise ValueError(f"{source}: the section {OURS} is not whole")
+    return ours
 
 
 def config_values(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -157,6 +178,23 @@ def encoder_only(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if not name.startswith(("pooler.", "output."))}
 
 
+def classifier(arrays: Mapping[str, np.ndarray]) -> tuple[Head | None, dict[str, np.ndarray]]:
+    """The head of a classifier of one or two labels, as ours is called, and its arrays."""
+    head = {name: array for name, array in arrays.items() if name.startswith(("pooler.", "output."))}
+    labels = _labels(arrays)
+    if labels not in (1, 2):
+        return None, {}
+    if labels == 2:
+        return "classes", head
+    if not _has_identity(head):
+        return "pooled_logit", head
+    return "logit", {"output.weight": head["output.weight"] * _IDENTITY, "output.bias": head["output.bias"]}
+
+
+def _labels(arrays: Mapping[str, np.ndarray]) -> int:
+    return arrays["output.weight"].shape[1] if "output.weight" in arrays else 0
+
+
 def assemble(
     arrays: Mapping[str, np.ndarray],
     sizes: ErnieConfig,
@@ -176,32 +214,24 @@ def assemble(
         lengths: by name, or only `longest` for all.
         source: for errors.
     """
-    description = description or _guess(arrays, source)
-    arrays = dict(arrays)
-    if description["model_type"] == CROSS:
-        if description["head"] in ("logit", "pooled_logit"):
-            arrays, head = _without_identity(arrays)
-            description = {**description, "head": head}
-        head = {name: array for name, array in arrays.items() if name.startswith(("pooler.", "output."))}
+    kind, head = classifier(arrays)
+    if (labels := _labels(arrays)) and not kind:
+        raise ValueError(f"{source}: a classifier of {labels} labels, expected 1 (a score) or 2 (no, yes)")
+    description = dict(description or _DUAL)
+    if kind:
+        description = {"model_type": CROSS, "head": kind}  # training elsewhere may have made another of it
         arrays = {f"ernie.{name}": array for name, array in encoder_only(arrays).items()} | head
         names = ("pair",)
     else:
         arrays = {f"query.{name}": array for name, array in encoder_only(arrays).items()}
         names = ("query", "passage")
-    training = {"dropout": 0.0}
-    network = build(description, sizes, **training)
+    network = build(description, sizes, dropout=0.0)
     load_arrays(network, arrays, source)
     network.eval()
     return Checkpoint(network, tokenizer, {name: lengths.get(name) or lengths["longest"] for name in names})
 
 
-def _guess(arrays: Mapping[str, np.ndarray], source: Path) -> dict[str, Any]:
-    if "output.weight" not in arrays:
-        return {"model_type": DUAL, "shared": True, "pooling": "cls", "normalize": False, "temperature": 1.0}
-    labels = arrays["output.weight"].shape[1]
-    if labels not in (1, 2):
-        raise ValueError(f"{source}: a classifier of {labels} labels, expected 1 (a score) or 2 (no, yes)")
-    return {"model_type": CROSS, "head": "classes" if labels == 2 else "pooled_logit"}
+_DUAL = {"model_type": DUAL, "shared": True, "pooling": "cls", "normalize": False, "temperature": 1.0}
 
 
 def head_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
@@ -223,15 +253,11 @@ def head_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _without_identity(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Head]:
-    """A classifier's arrays as our own, and the head they make: training elsewhere changes the pooler."""
-    weight, bias = arrays.get("pooler.weight"), arrays.get("pooler.bias")
-    if weight is None or bias is None:
-        return arrays, "pooled_logit"
-    if bias.any() or not np.array_equal(weight, _IDENTITY * np.eye(len(weight), dtype=np.float32)):
-        return arrays, "pooled_logit"
-    rest = {name: array for name, array in arrays.items() if not name.startswith("pooler.")}
-    return rest | {"output.weight": arrays["output.weight"] * _IDENTITY}, "logit"
+def _has_identity(head: Mapping[str, np.ndarray]) -> bool:
+    weight, bias = head.get("pooler.weight"), head.get("pooler.bias")
+    if weight is None or bias is None or bias.any():
+        return False
+    return np.array_equal(weight, _IDENTITY * np.eye(len(weight), dtype=np.float32))
 
 
 def towers(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
