@@ -1095,6 +1095,29 @@ def test_ids_that_no_token_has_keep_their_place(tmp_path: Path) -> None:
     assert convert.read(tmp_path / "hf").tokenizer.encode(["a b"]) == [[7, 5]]
 
 
+@pytest.mark.parametrize("section", [[1], "x", {"model_type": "dual_encoder"}, {"head": None}], ids=repr)
+def test_a_section_of_ours_that_is_not_whole_is_named(
+    tmp_path: Path, words: list[str], section: object
+) -> None:
+    convert.write(CROSS_KINDS["classes"](tmp_path / "own", words), tmp_path / "hf", "huggingface")
+    config = read_json(tmp_path / "hf" / "config.json")
+    if section == {"head": None}:
+        section = {key: value for key, value in config["rocketqa_paddle"].items() if key != "head"}
+    write_json(tmp_path / "hf" / "config.json", config | {"rocketqa_paddle": section})
+    with pytest.raises(ValueError, match="config.json: the section rocketqa_paddle is not whole"):
+        convert.read(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": "48"}, {"type_vocab_size": None}, {"num_attention_heads": 5}]
+)
+def test_a_wrong_size_is_refused_with_the_file(tmp_path: Path, words: list[str], change: dict) -> None:
+    folder = write(tmp_path / "hf", random_model(words))
+    write_json(folder / "config.json", read_json(folder / "config.json") | change)
+    with pytest.raises(ValueError, match=r"hf/config\.json: "):
+        convert.read(folder)
+
+
 def test_writing_replaces_a_model_but_no_other_folder(tmp_path: Path, words: list[str]) -> None:
     one = DUAL_KINDS["cls"](tmp_path / "own", words)
     towers, pair = DUAL_KINDS["two-towers"](tmp_path / "own", words), CROSS_KINDS["logit"](tmp_path, words)

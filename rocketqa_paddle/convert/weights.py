@@ -21,6 +21,7 @@ from rocketqa_paddle.tokenization import Tokenizer
 
 OURS = "rocketqa_paddle"  # key of a foreign config.json under which we write what it has no word for
 _IDENTITY = np.float32(2.0**-16)
+_DUAL = {"model_type": DUAL, "shared": True, "pooling": "cls", "normalize": False, "temperature": 1.0}
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,11 @@ def our_section(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
         ValueError: it is not whole.
     """
     ours = values.get(OURS, {})
-    needed = {"model_type": str, "lengths": dict, "tokenizer": dict} if ours else {}
-    if not isinstance(ours, dict) or any(not isinstance(ours.get(k), kind) for k, kind in needed.items()):
+    kinds = {"model_type": str, "lengths": dict, "tokenizer": dict}
+    whole = isinstance(ours, dict) and all(isinstance(ours.get(key), kind) for key, kind in kinds.items())
+    if whole:
+        whole = {"head"} <= ours.keys() if ours["model_type"] == CROSS else _DUAL.keys() <= ours.keys()
+    if ours and not whole:
         raise ValueError(f"{source}: the section {OURS} is not whole")
     return ours
 
@@ -229,9 +233,6 @@ def assemble(
     load_arrays(network, arrays, source)
     network.eval()
     return Checkpoint(network, tokenizer, {name: lengths.get(name) or lengths["longest"] for name in names})
-
-
-_DUAL = {"model_type": DUAL, "shared": True, "pooling": "cls", "normalize": False, "temperature": 1.0}
 
 
 def head_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
