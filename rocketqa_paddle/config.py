@@ -333,11 +333,6 @@ class RocketQAv2Settings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup_retriever.accumulate > 1:
-            raise ValueError(
-                f"warmup_retriever.accumulate={self.warmup_retriever.accumulate}, expected 1: in-batch "
-                "negatives need the whole batch at once; lower batch_size or set retriever.recompute"
-            )
         if "pseudo" in self.joint.groups.sources and self.data.unlabelled is None:
             raise ValueError(
                 "joint.groups.sources has 'pseudo', which needs unlabelled queries: set data.unlabelled"

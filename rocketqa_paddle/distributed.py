@@ -11,18 +11,21 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
-from paddle.distributed import fleet
 
 T = TypeVar("T")
 _BUCKET = 64 << 20  # bytes of gradient that one all-reduce carries
 
 
 def init(use_cuda: bool = False) -> None:
-    """Join the other processes that `fleetrun` started, if it did: by NCCL on GPUs, by gloo on CPUs."""
+    """Join the other processes that `fleetrun` started, if it did: by NCCL on GPUs, by gloo on CPUs.
+
+    One group is all that data parallelism needs. `fleet.init` would make one for every kind of parallelism,
+    which now and then fails under gloo from four processes on.
+    """
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1 and not dist.is_initialized():
         if not use_cuda:
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
-        fleet.init(is_collective=True)
+        dist.init_parallel_env()
 
 
 def rank() -> int:
@@ -64,6 +67,20 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = []
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks, in rank order: `[ranks * rows, ...]`. Only this rank's own get gradient.
+
+    If every rank computes the same loss of all rows, the ranks' gradients add up to that loss's. Every rank
+    gives as many rows.
+    """
+    if world_size() == 1:
+        return rows
+    parts: list[Tensor] = []
+    dist.all_gather(parts, rows.detach().contiguous())
+    parts[rank()] = rows
+    return paddle.concat(parts)
 
 
 def any_rank(flag: bool) -> bool:

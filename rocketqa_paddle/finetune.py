@@ -12,7 +12,7 @@ import shutil
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,13 @@ from pathlib import Path
 import paddle
 from paddle import Tensor
 
-from rocketqa_paddle import checkpoints, formats, losses, scoring
+from rocketqa_paddle import checkpoints, contrastive, formats, losses, scoring
 from rocketqa_paddle.checkpoints import DUAL, Checkpoint
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
 from rocketqa_paddle.records import Group
 from rocketqa_paddle.storage import read_json, write_json
-from rocketqa_paddle.trainer import MetricsLog, Stopped, Trainer
+from rocketqa_paddle.trainer import Loss, MetricsLog, Stopped, Trainer
 
-Loss = Callable[[Sequence[Group]], Mapping[str, Tensor]]
 LOG = "log.train"
 _ONE_AT_A_TIME = threading.Lock()  # Paddle's random numbers and its backward pass are shared by threads
 
@@ -110,7 +109,7 @@ def _finetune(
         "train",
         {"model": model.network},
         groups,
-        _dual_loss(model) if model.kind == DUAL else _cross_loss(model, settings.adversarial),
+        contrastive.in_batch(model) if model.kind == DUAL else _cross_loss(model, settings.adversarial),
         StageSettings(batch_size=batch_size, steps=steps, optimizer=optimizer),
         folder=unfinished,
         log=MetricsLog(log_folder / LOG, output=str(output)),
@@ -147,16 +146,6 @@ def _copy(checkpoint: Checkpoint, dropout: float) -> Checkpoint:
     network = checkpoints.build(described, checkpoint.network.config, dropout=dropout)
     checkpoints.load_arrays(network, checkpoints.to_arrays(checkpoint.network), "the loaded model")
     return Checkpoint(network, checkpoint.tokenizer, dict(checkpoint.lengths))
-
-
-def _dual_loss(retriever: Checkpoint) -> Loss:
-    def loss(groups: Sequence[Group]) -> dict[str, Tensor]:
-        positives, negatives = zip(*(group.passages for group in groups), strict=True)
-        vectors = scoring.passage_vectors(retriever, [*positives, *negatives])
-        positive, negative = vectors[: len(groups)], vectors[len(groups) :]
-        return {"loss": losses.in_batch(scoring.query_vectors(retriever, groups), positive, negative)}
-
-    return loss
 
 
 def _cross_loss(reranker: Checkpoint, adversarial: float) -> Loss:

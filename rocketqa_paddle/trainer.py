@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import paddle
@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 from rocketqa_paddle import checkpoints, device, distributed
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
+from rocketqa_paddle.contrastive import Contrastive, Example
 from rocketqa_paddle.ernie import NAMING
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json, write_text
 
-Example = TypeVar("Example")
-Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]]
+Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]] | Contrastive[Example]
 _MOMENTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # Paddle's names of Adam's state
 _LOG_SECONDS = 10.0
 
@@ -87,7 +87,7 @@ class Trainer(Generic[Example]):
         networks: what to train, by name.
         examples: the training examples; every step takes the next `batch_size` of them a rank, in
             an order shuffled anew each pass.
-        loss: examples of one rank → named scalars, of which `loss` is minimised.
+        loss: examples of one rank → named scalars, of which `loss` is minimised; or a `Contrastive` loss.
         settings: batch size, steps and optimizer.
         folder: the run's `last/`, where unfinished work is saved.
         log: the run's curves.
@@ -126,6 +126,12 @@ class Trainer(Generic[Example]):
         self.folder, self.log, self.precision, self.seed = Path(folder), log, precision, seed
         self.save_seconds, self.after_step = 60 * save_minutes, after_step
         global_batch = settings.batch_size * distributed.world_size()
+        if isinstance(loss, Contrastive) and global_batch > len(examples):
+            raise ValueError(
+                f"{stage}: {global_batch} examples a step (batch_size {settings.batch_size} on "
+                f"{distributed.world_size()} processes), but there are only {len(examples)}, and none may be "
+                "its own negative: lower batch_size"
+            )
         self.total_steps = settings.steps or math.ceil(settings.epochs * len(examples) / global_batch)
         self.step, self._epoch = 0, -1
         self._permutation: np.ndarray | None = None
@@ -177,8 +183,9 @@ class Trainer(Generic[Example]):
     def _take_step(self) -> dict[str, float]:
         """One optimizer step; returns what to log."""
         rate = learning_rate(self.step, self.total_steps, self.settings.optimizer)
-        paddle.seed(_hash(self.seed, self.stage, self.step, distributed.rank()))
-        values = self._backward(self._batch(self.step))
+        self._seed_dropout(0)
+        contrast = isinstance(self.loss, Contrastive)
+        values = (self._backward_contrastive if contrast else self._backward)(self._batch(self.step))
         self.step += 1
         self._check_finite("loss", values["loss"])
         distributed.average_gradients(self.parameters.values())
@@ -213,6 +220,47 @@ class Trainer(Generic[Example]):
             for name, value in losses.items():
                 values[name] = values.get(name, 0.0) + float(value) / parts
         return values
+
+    def _backward_contrastive(self, batch: list[Example]) -> dict[str, float]:
+        """The gradient of the loss of all ranks' batches, with the memory of one part of ours.
+
+        GradCache (Gao et al., RepL4NLP 2021): encode the parts without a graph, take the gradient of the
+        loss with respect to the vectors, then encode the parts again and go on from there. A part's dropout
+        is the same both times.
+        """
+        size = len(batch) // self.settings.accumulate
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        if len(parts) == 1:
+            return self._contrast(self._encode(0, batch))
+        with paddle.no_grad():
+            encoded = [self._encode(number, part) for number, part in enumerate(parts)]
+        vectors = [paddle.concat(tensors) for tensors in zip(*encoded, strict=True)]
+        for tensor in vectors:
+            tensor.stop_gradient = False
+        values = self._contrast(vectors)
+        gradients = [tensor.grad.split(len(parts)) for tensor in vectors]
+        for number, part in enumerate(parts):
+            again = self._encode(number, part)
+            paddle.autograd.backward(list(again), [gradient[number] for gradient in gradients])
+        return values
+
+    def _encode(self, number: int, part: Sequence[Example]) -> Sequence[Tensor]:
+        self._seed_dropout(number)
+        with device.arithmetic(self.precision):
+            return self.loss.encode(part)
+
+    def _contrast(self, vectors: Sequence[Tensor]) -> dict[str, float]:
+        """Backward through the loss of all ranks' vectors, which each rank computes whole.
+
+        Each keeps the gradient of its own rows. Their sum is wanted, and `average_gradients` will take the
+        mean: hence the factor.
+        """
+        losses = self.loss.loss(*map(distributed.gather_rows, vectors))
+        self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
+        return {name: float(value) for name, value in losses.items()}
+
+    def _seed_dropout(self, part: int) -> None:
+        paddle.seed(_hash(self.seed, self.stage, self.step, distributed.rank(), part))
 
     def _batch(self, step: int) -> list[Example]:
         """This rank's examples of a step: its share of the next rows of an endless shuffled stream."""

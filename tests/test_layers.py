@@ -20,7 +20,7 @@ FLOORS = {
         6: "cli __main__ serve",
         5: "systems.rocketqa systems.pair systems.rocketqav2 systems.ar2 systems",
         4: "trainer mining pipeline report finetune models",
-        3: "retrieval scoring",
+        3: "retrieval scoring contrastive",
         2: "checkpoints convert convert.weights convert.reference convert.paddlenlp convert.huggingface "
         "hub starting",
         1: "encoders batching formats metrics index",

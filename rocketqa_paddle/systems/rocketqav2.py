@@ -13,14 +13,14 @@ from dataclasses import replace
 
 from paddle import Tensor
 
-from rocketqa_paddle import distributed, formats, losses, report, retrieval
+from rocketqa_paddle import contrastive, distributed, formats, losses, report, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RocketQAv2Settings
 from rocketqa_paddle.mining import Calibration, Miner
 from rocketqa_paddle.pipeline import Pipeline, with_positives
 from rocketqa_paddle.records import Group, Query, Run, Split
 from rocketqa_paddle.report import Row
-from rocketqa_paddle.scoring import passage_vectors, query_vectors, reranker_scores, retriever_scores
+from rocketqa_paddle.scoring import reranker_scores, retriever_scores
 from rocketqa_paddle.trainer import Loss
 
 START, WARMUP = "start", "warm-up"
@@ -94,11 +94,7 @@ class JointRun(Pipeline):
             miner = Miner(self.passages, self.train_split.qrels, 0, self.settings.seed)
             return list(miner.undenoised(self.queries["retriever"].values(), {}))
 
-        def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
-            positives = passage_vectors(retriever, [group.passages[0] for group in batch])
-            return {"loss": losses.in_batch(query_vectors(retriever, batch), positives)}
-
-        return self._warm_up("retriever", retriever, groups, loss)
+        return self._warm_up("retriever", retriever, groups, contrastive.in_batch(retriever))
 
     def warm_up_reranker(self, reranker: Checkpoint) -> Checkpoint:
         """Listwise training on the warmed-up retriever's candidates."""
