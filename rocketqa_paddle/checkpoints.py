@@ -115,14 +115,19 @@ def _card(config: Mapping[str, Any], text: str) -> str:
     )
 
 
-def to_arrays(network: nn.Layer) -> dict[str, np.ndarray]:
-    """Every parameter by name, once each: a shared tower is saved as `query.*` alone."""
-    arrays, seen = {}, set()
+def named_tensors(network: nn.Layer) -> dict[str, paddle.Tensor]:
+    """Every parameter by name, once each: a shared tower's are `query.*` alone."""
+    named, seen = {}, set()
     for name, tensor in network.state_dict().items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            arrays[name] = tensor.numpy()
-    return arrays
+            named[name] = tensor
+    return named
+
+
+def to_arrays(network: nn.Layer) -> dict[str, np.ndarray]:
+    """A copy of `named_tensors` in NumPy, as it is saved."""
+    return {name: tensor.numpy() for name, tensor in named_tensors(network).items()}
 
 
 # Loading ----------------------------------------------------------------------------------------
@@ -203,8 +208,7 @@ def load_arrays(network: nn.Layer, arrays: Mapping[str, np.ndarray], source: str
     Raises:
         ValueError: lists every name that is missing, left over or of another shape.
     """
-    tensors = network.state_dict()
-    load_arrays_into({name: tensors[name] for name in to_arrays(network)}, arrays, source)
+    load_arrays_into(named_tensors(network), arrays, source)
 
 
 def load_arrays_into(

@@ -254,11 +254,12 @@ def convert_model(
     """
     from rocketqa_paddle import convert
 
-    path = convert.find(source).path.resolve()
+    found = convert.find(source)
+    path = found.path.resolve()
     folder = path.parent if path.is_file() else path
     if Path(target).resolve() in (folder, *folder.parents) or folder in Path(target).resolve().parents:
         raise ValueError(f"{target} is where {source} is, or one is inside the other: choose another target")
-    model = convert.read(source)
+    model = convert.read_found(found)
     convert.write(model, target, to, card=f"Converted from {source}.")
     again = convert.read(target)
     difference = convert.largest_difference(model, again)

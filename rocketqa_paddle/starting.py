@@ -75,10 +75,11 @@ def start_reranker(weights: Start, length: int, *, for_cn: bool = False, **netwo
         raise ValueError(
             f"start has the head {given!r}, but {encoder.head!r} is asked for: set head to {given}"
         )
-    _fill(encoder, weights, {"ernie": encoder.ernie})
     if isinstance(weights, EncoderWeights) and weights.head:
-        ernie = {name: array for name, array in to_arrays(encoder).items() if name.startswith("ernie.")}
+        ernie = {f"ernie.{name}": array for name, array in weights.arrays.items()}
         load_arrays(encoder, ernie | weights.head_arrays, weights.vocabulary.parent)
+    else:
+        _fill(encoder, weights, {"ernie": encoder.ernie})
     return Checkpoint(encoder, tokenizer, {"pair": length})
 
 

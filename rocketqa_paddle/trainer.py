@@ -183,7 +183,6 @@ class Trainer(Generic[Example]):
     def _take_step(self) -> dict[str, float]:
         """One optimizer step; returns what to log."""
         rate = learning_rate(self.step, self.total_steps, self.settings.optimizer)
-        self._seed_dropout(0)
         contrast = isinstance(self.loss, Contrastive)
         values = (self._backward_contrastive if contrast else self._backward)(self._batch(self.step))
         self.step += 1
@@ -210,16 +209,19 @@ class Trainer(Generic[Example]):
 
     def _backward(self, batch: list[Example]) -> dict[str, float]:
         """Accumulate the gradient of the batch's mean loss, part by part."""
-        parts = self.settings.accumulate
-        size = len(batch) // parts
-        values: dict[str, float] = {}
-        for start in range(0, len(batch), size):
+        self._seed_dropout(0)
+        parts, values = self._parts(batch), {}
+        for part in parts:
             with device.arithmetic(self.precision):
-                losses = self.loss(batch[start : start + size])
-            self.scaler.scale(losses["loss"] / parts).backward()
+                losses = self.loss(part)
+            self.scaler.scale(losses["loss"] / len(parts)).backward()
             for name, value in losses.items():
-                values[name] = values.get(name, 0.0) + float(value) / parts
+                values[name] = values.get(name, 0.0) + float(value) / len(parts)
         return values
+
+    def _parts(self, batch: list[Example]) -> list[list[Example]]:
+        size = len(batch) // self.settings.accumulate
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def _backward_contrastive(self, batch: list[Example]) -> dict[str, float]:
         """The gradient of the loss of all ranks' batches, with the memory of one part of ours.
@@ -228,8 +230,7 @@ class Trainer(Generic[Example]):
         loss with respect to the vectors, then encode the parts again and go on from there. A part's dropout
         is the same both times.
         """
-        size = len(batch) // self.settings.accumulate
-        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        parts = self._parts(batch)
         if len(parts) == 1:
             return self._contrast(self._encode(0, batch))
         with paddle.no_grad():

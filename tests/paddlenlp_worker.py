@@ -20,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import paddle
 import reference
+import toy
 from paddlenlp import transformers
 from paddlenlp.transformers.semantic_search.modeling import ErnieCrossEncoder, ErnieDualEncoder, ErnieEncoder
 from reference import Sizes
@@ -28,7 +29,6 @@ from rocketqa_paddle import convert, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint, load_arrays
 from rocketqa_paddle.convert import paddlenlp
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
-from rocketqa_paddle.ernie import ErnieConfig
 from rocketqa_paddle.tokenization import Tokenizer
 
 QUERIES = ["what is the moon ?", "Paris: capital " * 9, "  TIDES   café 检索", "x" * 101, ""]
@@ -187,27 +187,13 @@ def variables(seed: int, **changes: Any) -> tuple[Sizes, dict[str, np.ndarray]]:
     return sizes, {n: a * np.float32(0.01) if "embedding" in n else a for n, a in found.items()}
 
 
-def ernie_config(sizes: Sizes) -> ErnieConfig:
-    return ErnieConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        num_layers=sizes.layers,
-        num_heads=sizes.heads,
-        ffn_size=sizes.ffn,
-        max_positions=sizes.positions,
-        sent_types=sizes.sentence_types,
-        task_types=sizes.task_types,
-        activation=sizes.activation,
-        layer_norm_eps=sizes.epsilon,
-        initializer_range=0.3,
-    )
-
-
 def dual_to(
     folder: Path, shared: bool = True, pooling: str = "cls", lower: bool = True, **sizes: Any
 ) -> float:
     chosen, _ = variables(0, **sizes)
-    network = DualEncoder(ernie_config(chosen), shared=shared, pooling=pooling, temperature=0.5)
+    network = DualEncoder(
+        toy.ernie_config(chosen, initializer_range=0.3), shared=shared, pooling=pooling, temperature=0.5
+    )
     for seed, tower in enumerate((network.query, network.passage)):
         load_arrays(tower, reference.for_package(variables(seed, **sizes)[1], chosen), "oracle")
     network.eval()
@@ -229,7 +215,7 @@ def dual_to(
 
 def cross_to(folder: Path, head: str, **sizes: Any) -> float:
     chosen, held = variables(0, **sizes)
-    network = CrossEncoder(ernie_config(chosen), head=head, dropout=0.0)
+    network = CrossEncoder(toy.ernie_config(chosen, initializer_range=0.3), head=head, dropout=0.0)
     load_arrays(network.ernie, reference.for_package(held, chosen), "oracle")
     for layer in (network.pooler, network.output):
         if layer is not None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import reference
 import tokenizers
+import toy
 from reference import Sequence2, Sizes
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -29,7 +30,6 @@ import rocketqa_paddle
 from rocketqa_paddle import checkpoints, convert, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint, load_arrays
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
-from rocketqa_paddle.ernie import ErnieConfig
 from rocketqa_paddle.tokenization import Tokenizer
 
 QUERIES = ["what is the moon ?", "Paris: capital of France", "  tides  follow its pull ", "café 检索 naïve"]
@@ -770,22 +770,6 @@ def test_two_folders_that_do_not_belong_together_are_refused(
 LENGTHS = {"query": 24, "passage": 33, "pair": 33}
 
 
-def ernie_config(sizes: Sizes) -> ErnieConfig:
-    return ErnieConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        num_layers=sizes.layers,
-        num_heads=sizes.heads,
-        ffn_size=sizes.ffn,
-        max_positions=sizes.positions,
-        sent_types=sizes.sentence_types,
-        task_types=sizes.task_types,
-        activation=sizes.activation,
-        layer_norm_eps=sizes.epsilon,
-        initializer_range=0.03,
-    )
-
-
 def tokenizer_of(folder: Path, words: Sequence[str], **settings: bool) -> Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
@@ -794,7 +778,7 @@ def tokenizer_of(folder: Path, words: Sequence[str], **settings: bool) -> Tokeni
 
 def dual(tokenizer: Tokenizer, words: Sequence[str], sizes: Mapping[str, Any], **network: Any) -> Checkpoint:
     models = [random_model(words, seed=seed, **sizes) for seed in (1, 2)]
-    encoder = DualEncoder(ernie_config(models[0].sizes), **network)
+    encoder = DualEncoder(toy.ernie_config(models[0].sizes, initializer_range=0.03), **network)
     for tower, model in zip((encoder.query, encoder.passage), models, strict=True):
         load_arrays(tower, reference.for_package(model.variables, model.sizes), "oracle")
     encoder.eval()
@@ -803,7 +787,10 @@ def dual(tokenizer: Tokenizer, words: Sequence[str], sizes: Mapping[str, Any], *
 
 def cross(tokenizer: Tokenizer, words: Sequence[str], sizes: Mapping[str, Any], head: str) -> Checkpoint:
     model = random_model(words, labels=2 if head == "classes" else 1, **sizes)
-    encoder, held = CrossEncoder(ernie_config(model.sizes), head=head, dropout=0.0), model.variables
+    encoder, held = (
+        CrossEncoder(toy.ernie_config(model.sizes, initializer_range=0.03), head=head, dropout=0.0),
+        model.variables,
+    )
     load_arrays(encoder.ernie, reference.for_package(held, model.sizes), "oracle")
     load_arrays(encoder.output, {"weight": held["_cls_out_w"], "bias": held["_cls_out_b"]}, "oracle")
     if head != "logit":

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 import pytest
 import reference
+import toy
 from reference import Sizes, Variables
 
 from rocketqa_paddle import losses, scoring
@@ -18,7 +19,7 @@ from rocketqa_paddle.batching import collate
 from rocketqa_paddle.checkpoints import Checkpoint, load_arrays
 from rocketqa_paddle.convert.reference import variable
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
-from rocketqa_paddle.ernie import Ernie, ErnieConfig
+from rocketqa_paddle.ernie import Ernie
 from rocketqa_paddle.models import CrossModel, DualModel, load_model
 from rocketqa_paddle.records import Group, Passage, Query
 from rocketqa_paddle.tokenization import Packed
@@ -29,21 +30,6 @@ NETWORKS = [
     pytest.param(Sizes(70, 32, 1, 8, 16, 20, 4, 0, "relu"), id="relu"),
     pytest.param(Sizes(40, 12, 2, 2, 24, 20, 3, 2, "relu", 1e-12), id="relu-task-small-epsilon"),
 ]
-
-
-def ernie_config(sizes: Sizes) -> ErnieConfig:
-    return ErnieConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        num_layers=sizes.layers,
-        num_heads=sizes.heads,
-        ffn_size=sizes.ffn,
-        max_positions=sizes.positions,
-        sent_types=sizes.sentence_types,
-        task_types=sizes.task_types,
-        activation=sizes.activation,
-        layer_norm_eps=sizes.epsilon,
-    )
 
 
 def fill(tower: Ernie, variables: Variables, sizes: Sizes, prefix: str = "") -> None:
@@ -68,7 +54,7 @@ class TestOracle:
         rng = np.random.default_rng(7)
         towers = [reference.random_variables(sizes, rng) for _ in range(2)]
         network = DualEncoder(
-            ernie_config(sizes), pooling=pooling, normalize=normalize, temperature=temperature
+            toy.ernie_config(sizes), pooling=pooling, normalize=normalize, temperature=temperature
         )
         fill(network.query, towers[0], sizes)
         fill(network.passage, towers[1], sizes)
@@ -91,7 +77,7 @@ class TestOracle:
         variables = reference.random_variables(sizes, rng)
         variables["qtp__cls_out_w"] = rng.standard_normal((sizes.hidden, 1)).astype(np.float32)
         variables["qtp__cls_out_b"] = rng.standard_normal(1).astype(np.float32)
-        network = CrossEncoder(ernie_config(sizes), head="logit", dropout=0.0)
+        network = CrossEncoder(toy.ernie_config(sizes), head="logit", dropout=0.0)
         fill(network.ernie, variables, sizes)
         fill_head(network, variables)
         rows = sequences(sizes, rng, lengths)
@@ -112,7 +98,7 @@ class TestOracle:
             "_cls_out_b": 2,
         }.items():
             variables[name] = (0.5 * rng.standard_normal(shape)).astype(np.float32)
-        network = CrossEncoder(ernie_config(sizes), head="classes", dropout=0.0)
+        network = CrossEncoder(toy.ernie_config(sizes), head="classes", dropout=0.0)
         fill(network.ernie, variables, sizes)
         fill_head(network, variables)
         rows = sequences(sizes, rng, lengths)

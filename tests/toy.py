@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from reference import Sizes
+
 from rocketqa_paddle import checkpoints, formats
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import (
@@ -88,6 +90,23 @@ def config(tokens: int) -> ErnieConfig:
         sent_types=2,
         initializer_range=0.3,
     )
+
+
+def ernie_config(sizes: Sizes, **changes: Any) -> ErnieConfig:
+    """The sizes of the oracle, as the package calls them."""
+    named = {
+        "vocab_size": sizes.vocab,
+        "hidden_size": sizes.hidden,
+        "num_layers": sizes.layers,
+        "num_heads": sizes.heads,
+        "ffn_size": sizes.ffn,
+        "max_positions": sizes.positions,
+        "sent_types": sizes.sentence_types,
+        "task_types": sizes.task_types,
+        "activation": sizes.activation,
+        "layer_norm_eps": sizes.epsilon,
+    }
+    return ErnieConfig(**(named | changes))
 
 
 def dual(tokens: Tokenizer, **network: Any) -> Checkpoint:

@@ -316,7 +316,7 @@ def table(source: Source) -> Iterator[tuple[str, str]]:
     network, tokenizer = checkpoint.network, checkpoint.tokenizer
     sizes = network.config
     described = checkpoints.describe(network)
-    parameters = sum(array.size for array in checkpoints.to_arrays(network).values())
+    parameters = sum(tensor.size for tensor in checkpoints.named_tensors(network).values())
     yield "path", str(source.path)
     yield "format", source.format or "paddlenlp"
     yield "kind", str(described.pop("model_type"))

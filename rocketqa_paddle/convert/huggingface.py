@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import normalizers
@@ -29,6 +30,7 @@ from rocketqa_paddle.convert.weights import (
     head_arrays,
     our_section,
 )
+from rocketqa_paddle.ernie import ErnieConfig
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, write_json
 from rocketqa_paddle.tokenization import SPECIAL_TOKENS, Tokenizer, read_vocab, write_vocab
 
@@ -65,18 +67,9 @@ def read(folder: str | Path) -> Checkpoint:
         ValueError: another architecture or module, or a parameter is missing, left over or of another shape.
     """
     folder = Path(folder)
-    pooling: dict[str, Any] = {}
-    encoder = folder
-    if (folder / MODULES).is_file():
-        encoder, pooling = _sentence_transformer(folder)
-    values = read_json(_file(encoder, CONFIG))
-    sizes = encoder_config(values, encoder / CONFIG)
-    arrays = NAMES.ours(read_arrays(_file(encoder, WEIGHTS)), sizes.num_layers)
-    vocabulary, lower_case, ours = (
-        _vocabulary(encoder),
-        _lower_case(encoder),
-        our_section(values, encoder / CONFIG),
-    )
+    encoder, pooling, values, sizes, arrays = _parts(folder)
+    vocabulary, lower_case = _vocabulary(encoder), _lower_case(encoder)
+    ours = our_section(values, encoder / CONFIG)
     settings = ours.get("tokenizer", {"lower_case": lower_case, "one_segment": bool(pooling)})
     lengths = ours.get("lengths", {"longest": min(_max_length(encoder), sizes.max_positions)})
     description = ours or (
@@ -87,13 +80,20 @@ def read(folder: str | Path) -> Checkpoint:
 
 def read_encoder(folder: str | Path) -> EncoderWeights:
     """The encoder of such a folder, without pooling and head."""
-    folder = Path(folder)
-    if (folder / MODULES).is_file():
-        folder, _ = _sentence_transformer(folder)
-    sizes = encoder_config(read_json(_file(folder, CONFIG)), folder / CONFIG)
-    arrays = NAMES.ours(read_arrays(_file(folder, WEIGHTS)), sizes.num_layers)
-    texts = _vocabulary(folder), _lower_case(folder)
+    encoder, _, _, sizes, arrays = _parts(Path(folder))
+    texts = _vocabulary(encoder), _lower_case(encoder)
     return EncoderWeights(sizes, encoder_only(arrays), *texts, *classifier(arrays))
+
+
+def _parts(
+    folder: Path,
+) -> tuple[Path, dict[str, Any], dict[str, Any], ErnieConfig, dict[str, np.ndarray]]:
+    """Where the encoder is, its pooling if that is told, its `config.json`, sizes and arrays."""
+    encoder, pooling = _sentence_transformer(folder) if (folder / MODULES).is_file() else (folder, {})
+    values = read_json(_file(encoder, CONFIG))
+    sizes = encoder_config(values, encoder / CONFIG)
+    arrays = NAMES.ours(read_arrays(_file(encoder, WEIGHTS)), sizes.num_layers)
+    return encoder, pooling, values, sizes, arrays
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -215,13 +215,8 @@ def write(checkpoint: Checkpoint, folder: str | Path) -> None:
     """
     network, cross = checkpoint.network, checkpoint.kind == CROSS
     kind = "ernie" if network.config.task_types else "bert"
-    family = kind.capitalize()
     with replacing(folder, marker=CONFIG) as new:
-        values = config_values(checkpoint) | {
-            "model_type": kind,
-            "architectures": [f"{family}ForSequenceClassification" if cross else f"{family}Model"],
-            "position_embedding_type": "absolute",
-        }
+        values = config_values(checkpoint, kind) | {"position_embedding_type": "absolute"}
         if cross:
             values["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
         write_json(new / CONFIG, values)

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import paddle
 
-from rocketqa_paddle.checkpoints import CROSS, Checkpoint, build, describe, load_arrays, to_arrays
+from rocketqa_paddle.checkpoints import (
+    CROSS,
+    Checkpoint,
+    build,
+    describe,
+    load_arrays,
+    named_tensors,
+    to_arrays,
+)
 from rocketqa_paddle.convert.reference import EPSILON as REFERENCE_EPSILON
 from rocketqa_paddle.convert.weights import (
     OURS,
@@ -184,21 +192,15 @@ def write(checkpoint: Checkpoint, folder: str | Path) -> None:
     """
     sizes = checkpoint.network.config
     kind = "ernie" if sizes.task_types or sizes.layer_norm_eps == ERNIE_EPSILON else "bert"
-    family, base = kind.capitalize(), f"{kind}."
-    cross = checkpoint.kind == CROSS
+    base = f"{kind}." if checkpoint.kind == CROSS else ""
     with replacing(folder, marker="config.json") as new:
-        values = config_values(checkpoint) | {
-            "model_type": kind,
-            "architectures": [f"{family}ForSequenceClassification" if cross else f"{family}Model"],
-            "pool_act": "tanh",
-        }
-        write_json(new / "config.json", values)
-        arrays = NAMES.theirs(head_arrays(checkpoint), sizes.num_layers, base if cross else "")
+        write_json(new / "config.json", config_values(checkpoint, kind) | {"pool_act": "tanh"})
+        arrays = NAMES.theirs(head_arrays(checkpoint), sizes.num_layers, base)
         paddle.save(arrays, str(new / "model_state.pdparams"))
         write_vocab(new / "vocab.txt", checkpoint.tokenizer.vocabulary)
         settings = {
             "do_lower_case": checkpoint.tokenizer.lower_case,
-            "tokenizer_class": f"{family}Tokenizer",
+            "tokenizer_class": f"{kind.capitalize()}Tokenizer",
             "model_max_length": max(checkpoint.lengths.values()),
         }
         write_json(new / "tokenizer_config.json", settings)
@@ -232,7 +234,7 @@ def _as_run(name: str, checkpoint: Checkpoint) -> Checkpoint:
         described["head"] = "logit"
     sizes = replace(checkpoint.network.config, layer_norm_eps=REFERENCE_EPSILON)
     network = build(described, sizes, dropout=0.0)
-    arrays, wanted = to_arrays(checkpoint.network), to_arrays(network)
+    arrays, wanted = to_arrays(checkpoint.network), named_tensors(network)
     load_arrays(network, {key: array for key, array in arrays.items() if key in wanted}, name)
     network.eval()
     return Checkpoint(network, checkpoint.tokenizer, checkpoint.lengths)

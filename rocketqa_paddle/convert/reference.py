@@ -21,6 +21,7 @@ from rocketqa_paddle.checkpoints import (
     build,
     check_shapes,
     load_arrays,
+    named_tensors,
     to_arrays,
 )
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
@@ -184,9 +185,9 @@ def _sizes(path: Path) -> ErnieConfig:
 
 
 def _fill(network: DualEncoder | CrossEncoder, folder: Path) -> None:
-    tensors = to_arrays(network)
+    parameters = named_tensors(network)
     files = {file.name: file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
-    names = {name: variable(name, network) for name in tensors}
+    names = {name: variable(name, network) for name in parameters}
     known = _known(network)
     arrays = {name: read_variable(files[name]) for name in sorted(files.keys() & set(names.values()))}
     strangers = {
@@ -195,7 +196,7 @@ def _fill(network: DualEncoder | CrossEncoder, folder: Path) -> None:
         if not (name in arrays or name in known or _TRAINING.fullmatch(name) or _OTHER_HEADS.fullmatch(name))
     }
     check_shapes(
-        {names[name]: array.shape for name, array in tensors.items()},
+        {names[name]: tuple(tensor.shape) for name, tensor in parameters.items()},
         strangers | {name: array.shape for name, array in arrays.items()},
         folder,
     )
@@ -213,7 +214,7 @@ def _shape(file: Path) -> tuple[int, ...]:
 def _known(network: DualEncoder | CrossEncoder) -> set[str]:
     """Variables of all networks of these sizes: joint training saves three of them in one folder."""
     encoder = network.ernie if isinstance(network, CrossEncoder) else network.query
-    names = [_in_encoder(name) for name in to_arrays(encoder)]
+    names = [_in_encoder(name) for name in named_tensors(encoder)]
     return {f"{prefix}{name}" for name in names for prefix in ("", "query_", "titlepara_", "qtp_")}
 
 

@@ -144,11 +144,13 @@ def our_section(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
     return ours
 
 
-def config_values(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The keys of a `config.json` that both libraries read, and ours."""
-    sizes = checkpoint.network.config
+def config_values(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
+    """The keys of a `config.json` that both libraries read, and ours; `kind` is `bert` or `ernie`."""
+    sizes, cross = checkpoint.network.config, checkpoint.kind == CROSS
     labels = 2 if describe(checkpoint.network).get("head") == "classes" else 1
     values = {
+        "model_type": kind,
+        "architectures": [f"{kind.capitalize()}{'ForSequenceClassification' if cross else 'Model'}"],
         "vocab_size": sizes.vocab_size,
         "hidden_size": sizes.hidden_size,
         "num_hidden_layers": sizes.num_layers,
@@ -165,7 +167,7 @@ def config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     if sizes.task_types:
         values |= {"use_task_id": True, "task_type_vocab_size": sizes.task_types}
-    if checkpoint.kind == CROSS:
+    if cross:
         names = {str(i): f"LABEL_{i}" for i in range(labels)}
         values |= {"num_labels": labels, "id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
     return values | {
