@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
 from rocketqa_paddle.ernie import ErnieConfig, blank_weights
-from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json
+from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json, write_text
 from rocketqa_paddle.tokenization import Tokenizer
 
 FORMAT_VERSION = 1
@@ -113,6 +113,14 @@ def _card(config: Mapping[str, Any], text: str) -> str:
         f"{sizes['vocab_size']} tokens. Lengths: {config['lengths']}.\n\n"
         "Load it with `rocketqa_paddle.load_model(folder)`.\n" + (f"\n{text.strip()}\n" if text else "")
     )
+
+
+def add_to_card(folder: str | Path, text: str) -> None:
+    """Add a paragraph to a checkpoint's model card, once."""
+    path = whole(folder) / "README.md"
+    card = path.read_text(encoding="utf-8")
+    if text not in card:
+        write_text(path, f"{card}\n{text}\n")
 
 
 def named_tensors(network: nn.Layer) -> dict[str, paddle.Tensor]:

@@ -5,31 +5,37 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from rocketqa_paddle import __version__, formats
-from rocketqa_paddle.config import EvaluationSettings, RocketQAv2Settings
+from rocketqa_paddle.config import (
+    EvaluationSettings,
+    PairSettings,
+    RocketQASettings,
+    RocketQAv2Settings,
+    RunSettings,
+)
 from rocketqa_paddle.device import import_paddle, select_device, tune_cpu
+from rocketqa_paddle.mine import mine
 from rocketqa_paddle.records import Passage, Query
-
-Record = TypeVar("Record", Query, Passage)
+from rocketqa_paddle.stages import Selection
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def train_rocketqav2(settings: RocketQAv2Settings) -> None:
-    """Train retriever and re-ranker jointly (RocketQAv2)."""
+def train(system: str, settings: RunSettings, selection: Selection) -> None:
+    """Train a system, on this process or on all that `fleetrun` started."""
     from rocketqa_paddle import distributed
-    from rocketqa_paddle.systems import rocketqav2
 
     select_device(settings.use_cuda, distributed.local_gpu())
     distributed.init(settings.use_cuda)
-    rocketqav2.train(settings)
+    import_module(f"rocketqa_paddle.systems.{system}").train(settings, selection)
 
 
 def encode(
@@ -60,11 +66,11 @@ def encode(
     model = convert.read(checkpoint, kind=DUAL)
 
     if kind == "queries":
-        queries = _by_id(input, formats.read_queries(input))
+        queries = formats.keyed(input, "query", formats.read_queries(input))
         ids = list(queries)
         vectors = retrieval.encode_queries(model, [q.text for q in queries.values()], batch_size=batch_size)
     else:
-        passages = _by_id(input, formats.read_passages(input, titles))
+        passages = formats.keyed(input, "passage", formats.read_passages(input, titles))
         ids = list(passages)
         columns = [p.title for p in passages.values()], [p.text for p in passages.values()]
         vectors = retrieval.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
@@ -96,7 +102,7 @@ def index(
     from rocketqa_paddle import convert
     from rocketqa_paddle.retrieval import CorpusIndex
 
-    corpus = _by_id(passages, formats.read_passages(passages, titles))
+    corpus = formats.keyed(passages, "passage", formats.read_passages(passages, titles))
     select_device(use_cuda)
     model = convert.read(checkpoint, kind=DUAL)
     CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(output, model.digest())
@@ -311,11 +317,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
     "rerank": rerank,
     "evaluate": evaluate,
+    "mine": mine,
     "convert": convert_model,
     "inspect": inspect_model,
     "models": list_models,
 }
-SYSTEMS: dict[str, tuple[type, Callable[..., None]]] = {"rocketqav2": (RocketQAv2Settings, train_rocketqav2)}
+SYSTEMS: dict[str, tuple[type[RunSettings], str]] = {
+    "rocketqa": (RocketQASettings, "Cross-batch negatives, denoised hard negatives, data augmentation."),
+    "pair": (PairSettings, "Passage-centric similarity, pre-trained on pseudo labels (PAIR)."),
+    "rocketqav2": (RocketQAv2Settings, "Train retriever and re-ranker jointly (RocketQAv2)."),
+}
+FROM_STAGE = "begin with this stage; take those before as they are, even if their settings have changed"
+DRY_RUN = "tell the stages, their sizes, and estimates of time and disk; do nothing"
 LARGEST_DIFFERENCE = 1e-4  # of a converted model's outputs from the original's
 USAGES = {"convert": "SOURCE TARGET [--to FORMAT]", "inspect": "CHECKPOINT", "models": ""}
 DUAL, CROSS = "dual_encoder", "cross_encoder"
@@ -328,9 +341,9 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     if arguments[:1] == ["train"]:
         parser = _train_parser()
         parsed = parser.instantiate_classes(parser.parse_args(arguments[1:]))
-        settings, function = SYSTEMS[parsed.system]
         fields = {key: value for key, value in vars(parsed[parsed.system]).items() if key != "config"}
-        return partial(function, settings(**fields))
+        selection = Selection(*(fields.pop(name) for name in ("from_stage", "until_stage", "dry_run")))
+        return partial(train, parsed.system, SYSTEMS[parsed.system][0](**fields), selection)
     parser = _parser()
     parsed = parser.parse_args(arguments)
     return partial(COMMANDS[parsed.command], **vars(parsed[parsed.command]))
@@ -359,14 +372,17 @@ def _train_parser() -> ArgumentParser:
         prog="rocketqa train", description="Train a system from raw text; a stopped run goes on."
     )
     systems = parser.add_subcommands(required=True, dest="system")
-    for name, (settings, function) in SYSTEMS.items():
-        usage = f"rocketqa train {name} [--config FILE] [--KEY VALUE ...]"
-        system = ArgumentParser(usage=usage, description=function.__doc__)
+    for name, (settings, description) in SYSTEMS.items():
+        usage = f"rocketqa train {name} [--config FILE] [--KEY VALUE ...] [--dry-run]"
+        system = ArgumentParser(usage=usage, description=description)
         system.add_argument(
             "--config", action="config", help="YAML file of settings; flags after it override it"
         )
+        system.add_argument("--from-stage", type=str, metavar="STAGE", help=FROM_STAGE)
+        system.add_argument("--until-stage", type=str, metavar="STAGE", help="end after this stage")
+        system.add_argument("--dry-run", action="store_true", help=DRY_RUN)
         system.add_class_arguments(settings, as_group=False)
-        systems.add_subcommand(name, system, help=_first_line(function))
+        systems.add_subcommand(name, system, help=description[0].lower() + description[1:].rstrip("."))
     return parser
 
 
@@ -408,22 +424,10 @@ def _queries(words: list[str], file: str | None, output: str | None) -> dict[str
     if file:
         if not output:
             raise ValueError("--queries needs --output, the run file to write")
-        return _by_id(file, formats.read_queries(file))
+        return formats.keyed(file, "query", formats.read_queries(file))
     if not all(text.strip() for text in words):
         raise ValueError("an empty query: give some words to search for")
     return {str(number): Query(str(number), text) for number, text in enumerate(words, 1)}
-
-
-def _by_id(path: str, records: Iterable[Record]) -> dict[str, Record]:
-    """Records by id, of which there must be some, and each once."""
-    keyed: dict[str, Record] = {}
-    for record in records:
-        if record.id in keyed:
-            raise ValueError(f"{path}: id {record.id!r} stands twice; every line needs an id of its own")
-        keyed[record.id] = record
-    if not keyed:
-        raise ValueError(f"{path}: the file is empty")
-    return keyed
 
 
 def _heading(passage: Passage) -> str:

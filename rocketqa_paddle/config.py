@@ -30,6 +30,20 @@ def _positive(**values: float) -> None:
             raise ValueError(f"{name}={value}, expected a number above 0")
 
 
+def _need_bm25s(setting: str) -> None:
+    if importlib.util.find_spec("bm25s") is None:
+        raise ValueError(f"{setting} needs the package bm25s: pip install bm25s, or choose another value")
+
+
+def check_thresholds(negative_below: float, positive_above: float) -> None:
+    """Refuse probabilities that cross, or leave nothing on one side."""
+    if not 0 < negative_below < positive_above < 1:
+        raise ValueError(
+            f"negative_below={negative_below}, positive_above={positive_above}: "
+            "expected 0 < negative_below < positive_above < 1"
+        )
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Which text to train on and to search."""
@@ -43,14 +57,22 @@ class DataSettings:
     tests: list[str] = field(default_factory=list)
     """Splits that the final table reports."""
     unlabelled: str | None = None
-    """Split of queries without judgements, for pseudo labels."""
+    """Split of queries for pseudo labels. Its judgements are never read, and queries that are also labelled
+    training queries are left out: `train` gives those that `max_train_queries` leaves over."""
     max_dev_queries: int | None = None
     """Choose by this many dev queries, drawn at random; all of them when empty."""
+    max_train_queries: int | None = None
+    """Train on the labels of this many training queries, drawn at random; all of them when empty."""
     max_test_queries: int | None = None
     """Report on this many queries a test split, drawn at random; all of them when empty."""
 
     def __post_init__(self) -> None:
-        _at_least(1, max_dev_queries=self.max_dev_queries, max_test_queries=self.max_test_queries)
+        _at_least(
+            1,
+            max_train_queries=self.max_train_queries,
+            max_dev_queries=self.max_dev_queries,
+            max_test_queries=self.max_test_queries,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,8 +136,10 @@ class RerankerSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with decoupled decay, which leaves out biases and layer norms."""
+    """AdamW or LAMB; weight decay leaves out biases and layer norms."""
 
+    algorithm: Literal["adamw", "lamb"] = "adamw"
+    """LAMB (You et al., ICLR 2020) scales each step to the size of its tensor, for batches of thousands."""
     learning_rate: float = 1e-5
     """Peak learning rate."""
     warmup_share: float = 0.0
@@ -162,10 +186,10 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class WarmupSettings(StageSettings):
-    """Training of one model alone, before the rounds."""
+    """Training of one model alone."""
 
     queries: int | None = None
-    """Training queries to use; all of them when empty. 0 leaves the warm-up out."""
+    """Training queries to use; all of them when empty. 0 takes the model as it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,10 +198,10 @@ class WarmupSettings(StageSettings):
 
 @dataclass(frozen=True)
 class RerankerWarmupSettings(WarmupSettings):
-    """Training of the re-ranker on lists, before the rounds."""
+    """Training of the re-ranker on a retriever's candidates."""
 
-    negatives: int = 5
-    """Negatives a list, drawn at random from the warmed-up retriever's candidates."""
+    negatives: int = 4
+    """Negatives a query, drawn at random from the retriever's candidates."""
     easy_negatives: int = 0
     """Draw this many of the negatives from the whole corpus instead. An encoder that never read pairs learns
     little from hard negatives alone."""
@@ -225,11 +249,7 @@ class GroupSettings:
         for name, value in {"file_list_size": self.file_list_size, "scored": self.scored}.items():
             if value is not None and value <= self.negatives:
                 raise ValueError(f"{name}={value}, expected more than negatives={self.negatives}")
-        if not 0 < self.negative_below < self.positive_above < 1:
-            raise ValueError(
-                f"negative_below={self.negative_below}, positive_above={self.positive_above}: "
-                "expected 0 < negative_below < positive_above < 1"
-            )
+        check_thresholds(self.negative_below, self.positive_above)
 
 
 @dataclass(frozen=True)
@@ -285,8 +305,8 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         _at_least(1, depth=self.depth, rerank_depth=self.rerank_depth, measures=len(self.measures))
-        if self.bm25 and importlib.util.find_spec("bm25s") is None:
-            raise ValueError("evaluation.bm25 needs the package bm25s: pip install bm25s, or set it to false")
+        if self.bm25:
+            _need_bm25s("evaluation.bm25")
 
 
 @dataclass(frozen=True)
@@ -336,4 +356,126 @@ class RocketQAv2Settings(RunSettings):
         if "pseudo" in self.joint.groups.sources and self.data.unlabelled is None:
             raise ValueError(
                 "joint.groups.sources has 'pseudo', which needs unlabelled queries: set data.unlabelled"
+            )
+
+
+@dataclass(frozen=True)
+class FirstRetrieverSettings(WarmupSettings):
+    """Training of the first retriever, on labelled positives."""
+
+    negatives: int = 1
+    """Negatives a query, beside those in the batch; 0 for none."""
+    candidates: Literal["random", "bm25"] = "random"
+    """Where they come from: the whole corpus, or what BM25 finds (needs the package bm25s)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(0, negatives=self.negatives)
+        if self.candidates == "bm25":
+            _need_bm25s("candidates=bm25")
+
+
+@dataclass(frozen=True)
+class FirstRerankerSettings(RerankerWarmupSettings):
+    """Training of the re-ranker on positives and what the first retriever finds."""
+
+    loss: Literal["binary", "list"] = "binary"
+    """Cross entropy of every pair, or of every list. A model that is trained on lists has no probabilities:
+    its scores are calibrated on labelled queries before they meet the thresholds."""
+
+
+@dataclass(frozen=True)
+class DenoisingSettings:
+    """How the re-ranker makes training data from what a retriever finds."""
+
+    depth: int = 50
+    """Candidates retrieved a query."""
+    scored: int = 50
+    """The re-ranker scores this many of the best candidates."""
+    negatives: int = 1
+    """Negatives a query (the paper: 4 on MS MARCO, 1 on NQ)."""
+    negative_below: float = 0.1
+    """A scored candidate is a negative if the re-ranker's probability is below this. Where those are too few,
+    candidates deeper than `scored` make up the number."""
+    positive_above: float = 0.9
+    """An unlabelled query's best candidate is its positive if the re-ranker's probability is above this."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, depth=self.depth, scored=self.scored, negatives=self.negatives)
+        if not self.negatives < self.scored <= self.depth:
+            raise ValueError(
+                f"negatives={self.negatives}, scored={self.scored}, depth={self.depth}: "
+                "expected negatives < scored <= depth"
+            )
+        check_thresholds(self.negative_below, self.positive_above)
+
+
+@dataclass(frozen=True)
+class DenoisedStepSettings(StageSettings):
+    """Training of a retriever on denoised hard negatives."""
+
+    denoise: bool = True
+    """Leave out candidates that the re-ranker accepts; false takes hard negatives as they are, to compare."""
+    start: Literal["start", "step1"] = "start"
+    """Begin from the retriever's start weights, or from the retriever of step 1."""
+
+
+@dataclass(frozen=True)
+class AugmentedStepSettings(StageSettings):
+    """Training of a retriever on labelled and pseudo-labelled queries."""
+
+    start: Literal["start", "step1", "step3"] = "start"
+    """Begin from the retriever's start weights, or from the retriever of an earlier step."""
+
+
+@dataclass(frozen=True)
+class RocketQASettings(RunSettings):
+    """Everything that `rocketqa train rocketqa` reads."""
+
+    step1: FirstRetrieverSettings = field(default_factory=FirstRetrieverSettings)
+    """The retriever M_D0, with cross-batch negatives."""
+    step2: FirstRerankerSettings = field(default_factory=FirstRerankerSettings)
+    """The re-ranker M_C, on the candidates of M_D0."""
+    denoising: DenoisingSettings = field(default_factory=DenoisingSettings)
+    """The data of steps 3 and 4."""
+    step3: DenoisedStepSettings = field(default_factory=DenoisedStepSettings)
+    """The retriever M_D1, on denoised hard negatives."""
+    step4: AugmentedStepSettings = field(default_factory=AugmentedStepSettings)
+    """The retriever M_D2, on the data of step 3 and on pseudo-labelled queries; left out without
+    `data.unlabelled`."""
+
+
+@dataclass(frozen=True)
+class PretrainingSettings(StageSettings):
+    """PAIR's first stage."""
+
+    alpha: float = 0.1
+    """Weight of the passage-centric loss; the query-centric one has the rest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share(alpha=self.alpha)
+
+
+@dataclass(frozen=True)
+class PairSettings(RunSettings):
+    """Everything that `rocketqa train pair` reads."""
+
+    teacher_retriever: FirstRetrieverSettings = field(default_factory=FirstRetrieverSettings)
+    """The retriever that finds the candidates."""
+    teacher_reranker: FirstRerankerSettings = field(default_factory=FirstRerankerSettings)
+    """The re-ranker that labels them."""
+    denoising: DenoisingSettings = field(default_factory=DenoisingSettings)
+    """The pseudo-labelled data, and the negatives of the labelled ones."""
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
+    """Stage 1: query-centric and passage-centric loss on pseudo-labelled data."""
+    finetuning: StageSettings = field(default_factory=StageSettings)
+    """Stage 2: query-centric loss on labelled and pseudo-labelled data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.retriever.shared:
+            raise ValueError(
+                "PAIR compares passages with queries and with passages: it needs one encoder for both, "
+                "retriever.shared=true"
             )

@@ -32,13 +32,15 @@ from collections.abc import Collection as Container
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TextIO, TypeVar
 
 from rocketqa_paddle.records import Collection, Group, Hit, Passage, Query, Run, Split
 
 FilePath = str | os.PathLike[str]
 Columns = tuple[str, ...]
 Record = TypeVar("Record", Query, Passage)
+
+GroupLayout = Literal["list", "dual", "tevatron"]
 
 NO_TITLE = "-"
 
@@ -632,7 +634,7 @@ def _read_rocketqa(folder: Path, splits: Sequence[str]) -> Collection:
     judged = {split: _find(folder, f"qrels.{split}.tsv") for split in splits}
     labels = {split: list(_judgements(path)) for split, path in judged.items() if path}
     checked = {
-        split: _split(path, _keyed(path, "query", read_queries(path)), labels.get(split))
+        split: _split(path, keyed(path, "query", read_queries(path)), labels.get(split))
         for split, path in asked.items()
     }
     return Collection(_corpus(corpus, read_passages(corpus, titles), labels), checked)
@@ -653,7 +655,7 @@ def read_beir(folder: FilePath, splits: Sequence[str]) -> Collection:
     for split, path in judged.items():
         if not labels[split]:
             raise _Place(path, 1).wrong("no judgements")
-    queries = _keyed(asked, "query", _beir_queries(asked))
+    queries = keyed(asked, "query", _beir_queries(asked))
     checked = {split: _split(asked, queries, labels[split], only_judged=True) for split in splits}
     return Collection(_corpus(corpus, _beir_passages(corpus), labels), checked)
 
@@ -686,8 +688,11 @@ def _need(folder: Path, name: str) -> Path:
     raise _not_there(folder / name)
 
 
-def _keyed(path: Path, noun: str, records: Iterable[Record]) -> dict[str, Record]:
-    """Records by id. One stands on each line, so that its number is also its line."""
+def keyed(path: FilePath, noun: str, records: Iterable[Record]) -> dict[str, Record]:
+    """Records by id, of which there must be some, and each once.
+
+    One stands on each line, so that its number is also its line.
+    """
     found: dict[str, Record] = {}
     for line, record in enumerate(records, 1):
         if record.id in found:
@@ -704,7 +709,7 @@ def _keyed(path: Path, noun: str, records: Iterable[Record]) -> dict[str, Record
 def _corpus(
     path: Path, records: Iterable[Passage], labels: dict[str, list[_Judgement]]
 ) -> dict[str, Passage]:
-    passages = _keyed(path, "passage", records)
+    passages = keyed(path, "passage", records)
     for judgements in labels.values():
         _check_ids("passage", judgements, passages, path)
     return passages
@@ -822,6 +827,63 @@ def _write_qrels(path: Path, split: Split) -> None:
         _write_rows(path, (ids for *ids, _ in judgements))
     else:
         _write_rows(path, ((query_id, "0", id, str(relevance)) for query_id, id, relevance in judgements))
+
+
+def write_training_groups(path: FilePath, groups: Iterable[Group], layout: GroupLayout) -> None:
+    """Write training groups so that `read_training_groups` reads them again.
+
+    | layout | one group is |
+    |---|---|
+    | `list` | a line of 4 columns a passage, the positive first: `read_joint_tsv`, `read_cross_tsv` |
+    | `dual` | a line of 6 columns a negative: `read_dual_tsv` |
+    | `tevatron` | a line of JSON, with ids: `read_tevatron` |
+
+    Raises `ValueError` naming the query where a text holds a tab or line end, in the first two.
+    """
+    with _atomic_writer(path) as stream:
+        for group in groups:
+            stream.writelines(line + "\n" for line in _GROUP_WRITERS[layout](group))
+
+
+def _list_lines(group: Group) -> Iterator[str]:
+    for passage, label in zip(group.passages, group.labels, strict=True):
+        yield _columns(group.query, group.query.text, passage.title, passage.text, str(label))
+
+
+def _dual_lines(group: Group) -> Iterator[str]:
+    positive, *negatives = group.passages
+    for negative in negatives:
+        texts = (positive.title, positive.text, negative.title, negative.text)
+        yield _columns(group.query, group.query.text, *texts, "0")
+
+
+def _tevatron_lines(group: Group) -> Iterator[str]:
+    positive, *negatives = ({"docid": p.id, "title": p.title, "text": p.text} for p in group.passages)
+    yield json.dumps(
+        {
+            "query_id": group.query.id,
+            "query": group.query.text,
+            "positive_passages": [positive],
+            "negative_passages": negatives,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _columns(query: Query, *fields: str) -> str:
+    if any(mark in field for field in fields for mark in "\t\n\r"):
+        raise ValueError(
+            f"query {query.id!r}: it, or one of its passages, has a tab or line end; replace it by a "
+            "space, or write the layout tevatron"
+        )
+    return "\t".join(fields)
+
+
+_GROUP_WRITERS: dict[GroupLayout, Callable[[Group], Iterator[str]]] = {
+    "list": _list_lines,
+    "dual": _dual_lines,
+    "tevatron": _tevatron_lines,
+}
 
 
 # ------------------------------------------------------------------------------------------------ runs

@@ -18,6 +18,8 @@ from scipy.special import expit
 
 from rocketqa_paddle.records import Group, Passage, Qrels, Query, Run, Source, Split
 
+_CALIBRATION_SCORES = 100_000  # more would not change the fit
+
 
 @dataclass
 class MiningReport:
@@ -30,6 +32,8 @@ class MiningReport:
     """Queries left out: the re-ranker rejects too few of their candidates."""
     no_positive: int = 0
     """Unlabelled queries left out: the re-ranker accepts none of their candidates."""
+    deeper: int = 0
+    """Negatives from deeper ranks than the re-ranker scored, because it rejects too few."""
 
     def count(self, source: Source) -> None:
         """Note one more group."""
@@ -39,6 +43,7 @@ class MiningReport:
         built = ", ".join(f"{count} {source}" for source, count in sorted(self.groups.items())) or "no"
         notes = {
             "negatives drawn from the whole corpus (too few candidates)": self.filled,
+            "negatives from deeper ranks (the re-ranker rejects too few candidates)": self.deeper,
             "queries left out (the re-ranker rejects too few candidates)": self.too_few_negatives,
             "queries left out (the re-ranker accepts no candidate)": self.no_positive,
         }
@@ -89,6 +94,21 @@ class Calibration:
 
         slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
         return cls(float(slope / spread), float(offset - slope * middle / spread))
+
+
+def calibrate(scored: Run, qrels: Qrels, seed: int) -> Calibration:
+    """Fit a re-ranker's probabilities to the labelled positives of a scored run and its other candidates."""
+    scores = [
+        (hit.score, qrels.get(hit.query_id, {}).get(hit.passage_id, 0) > 0)
+        for hits in scored.values()
+        for hit in hits
+    ]
+    if len(scores) > _CALIBRATION_SCORES:
+        scores = random.Random(seed).sample(scores, _CALIBRATION_SCORES)
+    return Calibration.fit(
+        [score for score, positive in scores if positive],
+        [score for score, positive in scores if not positive],
+    )
 
 
 class Miner:
@@ -148,21 +168,32 @@ class Miner:
             self.report.filled += hard - len(drawn)
             yield self._group(query, self._positive(query), self._fill_up(query, drawn), "random")
 
-    def denoised(self, queries: Iterable[Query], scored: Run, *, below: float) -> Iterator[Group]:
+    def denoised(
+        self, queries: Iterable[Query], scored: Run, *, below: float, deeper: Run | None = None
+    ) -> Iterator[Group]:
         """Negatives at random from the candidates whose probability is under `below`.
 
-        A query with too few of them is left out, and counted.
+        A query with too few of them, even with deeper ones, is left out, and counted.
 
         Args:
             queries: labelled queries.
             scored: candidates with the re-ranker's scores.
             below: upper bound of a negative's probability (the papers: 0.1).
+            deeper: more candidates; those that are not scored make up the number where it falls short.
         """
         for query in queries:
-            if drawn := self._rejected(query, scored, below):
+            if drawn := self._rejected(query, scored, below, deeper or {}):
                 yield self._group(query, self._positive(query), drawn, "denoised")
 
-    def pseudo(self, queries: Iterable[Query], scored: Run, *, below: float, above: float) -> Iterator[Group]:
+    def pseudo(
+        self,
+        queries: Iterable[Query],
+        scored: Run,
+        *,
+        below: float,
+        above: float,
+        deeper: Run | None = None,
+    ) -> Iterator[Group]:
         """Unlabelled queries: the best candidate over `above` is the positive; negatives as above.
 
         A query that lacks either is left out, and counted.
@@ -171,20 +202,24 @@ class Miner:
             best = max(scored.get(query.id, []), key=lambda hit: hit.score, default=None)
             if best is None or self.calibration.probability(best.score) <= above:
                 self.report.no_positive += 1
-            elif drawn := self._rejected(query, scored, below):
+            elif drawn := self._rejected(query, scored, below, deeper or {}):
                 yield self._group(query, best.passage_id, drawn, "pseudo")
 
-    def _rejected(self, query: Query, scored: Run, below: float) -> list[str]:
-        ids = (
-            hit.passage_id
-            for hit in scored.get(query.id, [])
-            if self.calibration.probability(hit.score) < below
-        )
+    def _rejected(self, query: Query, scored: Run, below: float, deeper: Run) -> list[str]:
+        hits = scored.get(query.id, [])
+        ids = (hit.passage_id for hit in hits if self.calibration.probability(hit.score) < below)
         pool = self._without_positives(query, ids)
-        if len(pool) < self.negatives:
+        if len(pool) >= self.negatives:
+            return self._random.sample(pool, self.negatives)
+        seen = {hit.passage_id for hit in hits}
+        more = (hit.passage_id for hit in deeper.get(query.id, []) if hit.passage_id not in seen)
+        rest = self._without_positives(query, more)
+        missing = self.negatives - len(pool)
+        if len(rest) < missing:
             self.report.too_few_negatives += 1
             return []
-        return self._random.sample(pool, self.negatives)
+        self.report.deeper += missing
+        return pool + self._random.sample(rest, missing)
 
     def _positive(self, query: Query) -> str:
         return self._random.choice(
@@ -212,3 +247,16 @@ class Miner:
         self.report.count(source)
         passages = tuple(self.passages[i] for i in (positive, *negatives))
         return Group(query, passages, (1, *[0] * len(negatives)), source)
+
+
+def describe_scores(scored: Run, calibration: Calibration) -> str:
+    """What the re-ranker's probabilities of the best and worst candidate are, and what to do about them."""
+    probabilities = sorted(calibration.probability(h.score) for hits in scored.values() for h in hits)
+    if not probabilities:
+        return "There are no candidates: retrieve more."
+    low, middle, high = (probabilities[int(q * (len(probabilities) - 1))] for q in (0.0, 0.5, 1.0))
+    return (
+        f"The re-ranker's probabilities of {len(probabilities)} candidates are {low:.3f} to {high:.3f}, "
+        f"half of them below {middle:.3f}: set thresholds that part them (see `rocketqa mine --report`), "
+        "retrieve deeper, or train the re-ranker longer"
+    )

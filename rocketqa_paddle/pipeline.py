@@ -7,24 +7,61 @@ on where it was. All ranks compute; rank 0 writes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import paddle
 import yaml
 
-from rocketqa_paddle import checkpoints, device, distributed, formats, metrics, retrieval, starting
+from rocketqa_paddle import (
+    checkpoints,
+    device,
+    distributed,
+    formats,
+    metrics,
+    plan,
+    report,
+    retrieval,
+    starting,
+)
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RunSettings, StageSettings
-from rocketqa_paddle.records import Collection, Group, Hit, Query, Run, Split
+from rocketqa_paddle.index import VectorIndex
+from rocketqa_paddle.records import Collection, Group, Query, Run, Split
+from rocketqa_paddle.report import Row
 from rocketqa_paddle.retrieval import CorpusIndex
+from rocketqa_paddle.stages import ALL, Ledger, Selection, Stage, State, Work, stage_digest
 from rocketqa_paddle.storage import write_text
 from rocketqa_paddle.trainer import Loss, MetricsLog, Trainer
 
+QuerySets = Mapping[str, tuple[Mapping[str, Query], int]]
+"""Queries by the name of their set, and how many passages to retrieve for each."""
+
 # Settings that change how a run is computed, not what comes out.
-_MAY_CHANGE = {"output", "encode_batch", "save_minutes", "use_cuda", "evaluation.bm25"}
+_MAY_CHANGE = {
+    "retriever.start",
+    "reranker.start",
+    "retriever.recompute",
+    "reranker.recompute",
+    "joint.rounds",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the final table: what a stage's retriever finds, or how its re-ranker orders that."""
+
+    title: str
+    stage: str
+    over: str | None = None
+    """For a re-ranker, the stage whose retriever gives the candidates."""
 
 
 class Pipeline:
@@ -41,12 +78,17 @@ class Pipeline:
         self.settings, self.folder = settings, Path(settings.output)
         metrics.parse_measures(settings.evaluation.measures)
         self.collection, self._evaluated = load_collection(settings)
-        self.passages, self.train_split = (
-            self.collection.passages,
-            self.collection.splits[settings.data.train],
+        self.passages = self.collection.passages
+        self.train_split = _sample(
+            self.collection.splits[settings.data.train], settings.data.max_train_queries
         )
-        claim_folder(settings)
+        self.unlabelled = self._unlabelled_split()
         self.log = MetricsLog(self.folder / "metrics.jsonl")
+        self.ledger = Ledger(self.folder)
+        self._starts: dict[str, starting.Start] = {}
+        self._stages: dict[str, Stage] = {}  # those done so far, in order
+        self._corpus_digest = digest_records(self.passages.values())
+        self._vocabulary = self.folder / "vocabulary" / self._corpus_digest  # of networks from scratch
 
     @property
     def measure(self) -> str:
@@ -61,6 +103,174 @@ class Pipeline:
         """Tell the user, once for all ranks."""
         if distributed.is_main():
             print(text, flush=True)
+
+    def _unlabelled_split(self) -> Split:
+        """Queries without labels: those of the split that are not labelled training queries, too."""
+        name = self.settings.data.unlabelled
+        if name is None:
+            return Split({})
+        asked = self.collection.splits[name].queries
+        labelled = {_key(query) for query in self.train_split.queries.values()}
+        queries = {i: query for i, query in asked.items() if _key(query) not in labelled}
+        if len(queries) < len(asked):
+            self.say(
+                f"unlabelled: {len(asked) - len(queries)} of {len(asked)} queries of {name!r} are labelled "
+                "training queries, too: left out"
+            )
+        if not queries:
+            raise ValueError(
+                f"data.unlabelled: every query of {name!r} is a labelled training query: name another split, "
+                "set max_train_queries to leave some over, or leave data.unlabelled empty"
+            )
+        return Split(queries)
+
+    # Stages -------------------------------------------------------------------------------------
+
+    def run(self, stages: Sequence[Stage], complete: Callable[[], None], selection: Selection = ALL) -> None:
+        """Do the stages that are not finished, each once, then `complete`.
+
+        A stage is done again where its settings or inputs have changed, and is said to be.
+
+        Raises:
+            ValueError: the selection names a stage that there is not, or skips one that is not finished.
+        """
+        names = [stage.name for stage in stages]
+        selection.check(names)
+        given, wanted = selection.split(names)
+        if selection.dry_run:
+            self._tell_plan(stages, given, wanted)
+            return
+        claim_folder(self.settings)
+        self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
+        digests: dict[str, str] = {}
+        for stage in stages:
+            if stage.name in given:
+                digests[stage.name] = self.ledger.digest(stage.name)
+                self._stages[stage.name] = stage
+            elif stage.name in wanted:
+                self._do(stage, digests)
+                digests[stage.name] = stage_digest(stage, digests)
+        if wanted and wanted[-1] == names[-1]:
+            complete()
+        else:
+            self.say(f"ended after {wanted[-1]}, as asked; leave out --until-stage to go on")
+
+    def _do(self, stage: Stage, before: Mapping[str, str]) -> None:
+        state = self.ledger.state(stage, before)
+        if state.status == "finished":
+            self.say(f"{stage.name}: finished before")
+        else:
+            for change in state.changes:
+                self.say(f"{stage.name}: done again: {change}")
+            distributed.barrier()  # every rank has read the record
+            if distributed.is_main():
+                self._clear(stage, before, state)
+            distributed.barrier()
+            stage.run()
+        self._stages[stage.name] = stage
+        if state.status != "finished":
+            self._write_stage_table()
+            if distributed.is_main():
+                self.ledger.finish(stage, before)
+            distributed.barrier()
+
+    def _clear(self, stage: Stage, before: Mapping[str, str], state: State) -> None:
+        """Rank 0: drop what a stage left that was made with other settings."""
+        if state.status in ("changed", "search again"):
+            self.log.forget(stage.name, only_measures=state.status == "search again")
+        if state.status == "changed":
+            shutil.rmtree(self.folder / "last", ignore_errors=True)
+        for path in (self.folder / "best").glob("*.tsv"):
+            path.unlink()
+        (self.folder / "report.md").unlink(missing_ok=True)
+        self.ledger.begin(stage, before, state)
+
+    def _tell_plan(self, stages: Sequence[Stage], given: Sequence[str], wanted: Sequence[str]) -> None:
+        """Tell what would be done; nothing is written."""
+        digests = {name: self.ledger.digest(name) for name in given}
+        states = {name: State("finished") for name in given}
+        for stage in stages:
+            if stage.name in wanted:
+                states[stage.name] = self.ledger.state(stage, digests)
+                digests[stage.name] = stage_digest(stage, digests)
+        with tempfile.TemporaryDirectory() as vocabulary:
+            self._vocabulary = Path(vocabulary)
+            models = {"retriever": self.start_retriever(), "reranker": self.start_reranker()}
+            queries = list(self.train_split.queries.values())
+            speed = plan.measure(*models.values(), list(self.passages.values()), queries)
+        sizes = {name: plan.parameters(model) for name, model in models.items()}
+        self.say(plan.table(stages, states, speed, sizes))
+
+    def stage(
+        self,
+        name: str,
+        title: str,
+        run: Callable[[], None],
+        *,
+        sections: Sequence[str],
+        after: Sequence[str] = (),
+        work: Work,
+        searches: QuerySets | None = None,
+        also: Mapping[str, Any] | None = None,
+    ) -> Stage:
+        """A stage of this run, with what decides its outcome.
+
+        Args:
+            name: names its folder.
+            title: what tables call it.
+            run: does it.
+            sections: settings that it reads, beside data, seed and precision.
+            after: the stages whose results it reads.
+            work: of its training.
+            searches: query sets that its retriever searches for, beside dev and tests; None if it has none.
+            also: more that decides its outcome.
+        """
+        s = self.settings
+        evaluated = {n: (self.split(n).queries, s.evaluation.depth) for n in [s.data.dev, *s.data.tests]}
+        if searches is not None:
+            sets = [*evaluated.values(), *searches.values()]
+            encoded = len(self.passages) + sum(len(queries) for queries, _ in sets)
+            hits = work.hits + sum(len(queries) * depth for queries, depth in sets)
+            work = dataclasses.replace(work, encoded=encoded, hits=hits)
+        asked = {
+            f"search for {n}": digest_records(q.values()) + f" to {k}"
+            for n, (q, k) in (searches or {}).items()
+        }
+        judged = {f"{n} queries": f"{digest_split(self.split(n))} to {k}" for n, (_, k) in evaluated.items()}
+        return Stage(
+            name,
+            title,
+            run,
+            self._facts(sections) | dict(also or {}),
+            after,
+            {**judged, "evaluation.rerank_depth": s.evaluation.rerank_depth, **asked},
+            work,
+        )
+
+    @property
+    def unlabelled_facts(self) -> dict[str, str]:
+        """For `also` of a stage that trains on unlabelled queries."""
+        return {"unlabelled queries": digest_split(self.unlabelled)}
+
+    def _facts(self, sections: Sequence[str]) -> dict[str, Any]:
+        settings = self.settings
+        facts: dict[str, Any] = {
+            "seed": settings.seed,
+            "precision": settings.precision,
+            "corpus": self._corpus_digest,
+            "labelled queries": digest_split(self.train_split),
+        }
+        for key, value in _flat(dataclasses.asdict(settings)).items():
+            if key not in _MAY_CHANGE and any(key == s or key.startswith(f"{s}.") for s in sections):
+                facts[key] = value
+        for model in {"retriever", "reranker"} & set(sections):
+            facts[f"{model}'s start weights"] = self._start_digest(getattr(settings, model).start)
+        return facts
+
+    def _start_digest(self, start: str) -> str:
+        if start in starting.SIZES:
+            return f"{start}, vocabulary of {self._corpus_digest}"
+        return starting.digest(self._read_start(start))
 
     # Networks -----------------------------------------------------------------------------------
 
@@ -94,9 +304,11 @@ class Pipeline:
 
     def _read_start(self, start: str) -> starting.Start:
         corpus = (f"{passage.title} {passage.text}" for passage in self.passages.values())
+        if start not in self._starts:
+            with distributed.main_first():
+                self._starts[start] = starting.read_start(start, corpus, self._vocabulary)
         paddle.seed(self.settings.seed)
-        with distributed.main_first():
-            return starting.read_start(start, corpus, self.folder / "vocabulary")
+        return self._starts[start]
 
     # Queries ------------------------------------------------------------------------------------
 
@@ -110,15 +322,9 @@ class Pipeline:
     # Retrieval and re-ranking -------------------------------------------------------------------
 
     def search(
-        self,
-        stage: str,
-        retriever: Checkpoint,
-        more: Mapping[str, Mapping[str, Query]],
-        depth: int,
-        *,
-        keep_best: bool = True,
+        self, stage: str, retriever: Checkpoint, more: QuerySets | None = None, *, keep_best: bool = True
     ) -> None:
-        """Encode the corpus once; search it for dev and test, and for `more` query sets to `depth`.
+        """Encode the corpus once; search it for dev and test, and for `more` query sets.
 
         Every set becomes `STAGE/hits.NAME.tsv`; dev's measures go to the log. With `keep_best`, `best/` gets
         the retriever and its index if no trained stage before did as well on dev.
@@ -126,16 +332,10 @@ class Pipeline:
         settings = self.settings
         names = [settings.data.dev, *settings.data.tests]
         wanted = {name: (self.split(name).queries, settings.evaluation.depth) for name in names}
-        wanted |= {name: (queries, depth) for name, queries in more.items()}
+        wanted |= more or {}
         paths = {name: self.hits_path(stage, name) for name in wanted}
         if not all(path.is_file() for path in paths.values()):
-            with device.arithmetic(settings.precision):
-                index = CorpusIndex(
-                    retriever,
-                    self.passages,
-                    batch_size=settings.encode_batch,
-                    progress=f"{stage}: encode the corpus",
-                )
+            index = self._encode_corpus(retriever, f"{stage}: encode the corpus")
             runs = {name: index.search(queries, k) for name, (queries, k) in wanted.items()}
             if keep_best:
                 self._keep_best(stage, retriever, index, runs[settings.data.dev])
@@ -143,15 +343,38 @@ class Pipeline:
                 self.write_run(paths[name], run)
         self._log_dev(stage, "retriever", self.hits(stage, settings.data.dev))
 
+    def _encode_corpus(self, retriever: Checkpoint, progress: str) -> CorpusIndex:
+        with device.arithmetic(self.settings.precision):
+            return CorpusIndex(
+                retriever, self.passages, batch_size=self.settings.encode_batch, progress=progress
+            )
+
     def _keep_best(self, stage: str, retriever: Checkpoint, index: CorpusIndex, dev: Run) -> None:
         """Put the retriever and its index into `best/` if it does better on dev than every stage before."""
-        name = self.settings.data.dev
-        trained = [path.parent / f"hits.{name}.tsv" for path in self.folder.glob("*/retriever")]
-        before = [self._dev_value(path) for path in trained if path.is_file()]
+        before = [
+            self._dev_value(self._dev_hits(name))
+            for name in self.trained_stages("retriever")
+            if name != stage
+        ]
         if all(self._dev_value(dev) > value for value in before):
-            folder = self.folder / "best"
-            self.save(retriever, folder / "retriever", f"Stage {stage}, chosen by {self.measure} on {name}.")
-            index.save(folder / "index", retriever.digest())
+            self._save_best(stage, retriever, index)
+
+    def _save_best(self, stage: str, retriever: Checkpoint, index: CorpusIndex) -> None:
+        folder = self.folder / "best"
+        card = f"Stage {stage}, chosen by {self.measure} on {self.settings.data.dev}."
+        self.save(retriever, folder / "retriever", card)
+        index.save(folder / "index", retriever.digest())
+
+    def trained_stages(self, model: str) -> list[str]:
+        """The stages done so far that trained a model of this name."""
+        return [name for name in self._stages if (self.folder / name / model).is_dir()]
+
+    def title(self, stage: str) -> str:
+        """What tables call a stage that is done."""
+        return self._stages[stage].title
+
+    def _dev_hits(self, stage: str) -> Path:
+        return self.hits_path(stage, self.settings.data.dev)
 
     def _dev_value(self, run: Run | Path) -> float:
         run = formats.read_run(run) if isinstance(run, Path) else run
@@ -197,14 +420,17 @@ class Pipeline:
         self._log_dev(stage, "reranker", run)
 
     def _log_dev(self, stage: str, model: str, run: Run) -> None:
-        """Log and tell a stage's dev measures, once."""
+        """Log a stage's dev measures, once, tell them, and add them to the model's card."""
         values = metrics.evaluate(
             self.split(self.settings.data.dev).qrels, run, self.settings.evaluation.measures
         )
         row = {f"dev/{model}/{name}": value for name, value in values.items()}
+        measured = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        card = self.folder / stage / model
+        if distributed.is_main() and card.is_dir():
+            checkpoints.add_to_card(card, f"On {self.settings.data.dev}: {measured}.")
         if not any(old["stage"] == stage and row.keys() <= old.keys() for old in self.log.read()):
             self.log.write(stage=stage, **row)
-            measured = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
             self.say(f"{stage}: {model} on dev: {measured}")
 
     def write_run(self, path: Path, run: Run) -> None:
@@ -254,9 +480,26 @@ class Pipeline:
             save_minutes=self.settings.save_minutes,
         )
         trainer.fit()
+        sources = Counter(group.source for group in trainer.examples)
+        data = ", ".join(f"{count} {source}" for source, count in sources.most_common())
         for name, model in models.items():
-            self.save(model, paths[name], f"Trained in stage {stage} on {len(trainer.examples)} groups.")
+            self.save(
+                model, paths[name], f"Trained in stage {stage} on {len(trainer.examples)} groups ({data})."
+            )
         return dict(models)
+
+    def as_it_is(self, stage: str, name: str, model: Checkpoint) -> Checkpoint:
+        """Take the start weights for the result of a stage."""
+        self.say(f"{stage}: the {name} starts as it is")
+        self.save(model, self.folder / stage / name, "Start weights, not trained.")
+        return model
+
+    def check_negatives(self, *counts: int) -> None:
+        """Refuse groups that are larger than the corpus."""
+        if max(counts) >= len(self.passages):
+            raise ValueError(
+                f"{max(counts)} negatives a group, but the corpus has only {len(self.passages)} passages"
+            )
 
     def load(self, path: Path, name: str) -> Checkpoint:
         """A checkpoint as this run trains it."""
@@ -269,37 +512,148 @@ class Pipeline:
             checkpoints.save(model, path, f"Data: {self.settings.data.folder}. {card}")
         distributed.barrier()
 
-    def best_stage(self, stages: Sequence[str], path: Callable[[str], Path]) -> str:
-        """The stage whose dev run, at `path(stage)`, measures best; of equal ones the first."""
-        return max(stages, key=lambda stage: self._dev_value(path(stage)))
+    # Results ------------------------------------------------------------------------------------
+
+    def best_stage(self, model: str) -> str:
+        """The stage whose model measures best on dev; of equal ones the first."""
+        paths = {
+            "retriever": self._dev_hits,
+            "reranker": lambda name: self.folder / name / "reranked.dev.tsv",
+        }
+        best = max(self.trained_stages(model), key=lambda stage: self._dev_value(paths[model](stage)))
+        self.say(f"best {model} on dev: {best}")
+        return best
+
+    def complete_best(self, system: str) -> dict[str, str]:
+        """Make `best/` whole: retriever, index, re-ranker. Returns each model's best stage on dev."""
+        folder = self.folder / "best"
+        best = {model: self.best_stage(model) for model in ("retriever", "reranker")}
+        retriever = self.load(self.folder / best["retriever"] / "retriever", "retriever")
+        if not self._is_kept(retriever):
+            index = self._encode_corpus(retriever, "best: encode the corpus")
+            self._save_best(best["retriever"], retriever, index)
+        reranker = self.load(self.folder / best["reranker"] / "reranker", "reranker")
+        card = f"{system}, {best['reranker']}, chosen by {self.measure} on {self.settings.data.dev}."
+        self.save(reranker, folder / "reranker", card)
+        if distributed.is_main():
+            shutil.rmtree(self.folder / "last", ignore_errors=True)
+        return best
+
+    def _is_kept(self, retriever: Checkpoint) -> bool:
+        """Whether `best/` has this retriever and its index of this corpus."""
+        folder = self.folder / "best"
+        try:
+            index = VectorIndex.load(folder / "index", retriever.digest())
+            same = checkpoints.load(folder / "retriever").digest() == retriever.digest()
+        except (OSError, ValueError):
+            return False
+        return same and index.ids == list(self.passages)
+
+    def report(
+        self, lines: Sequence[Line], pairs: Sequence[tuple[str, str]], notes: Sequence[str] = ()
+    ) -> None:
+        """Measure some models on the tests; write `report.md` and `curves.png`, and print the tables.
+
+        Args:
+            lines: the rows of a table.
+            pairs: titles of rows to compare, the better one first as it is hoped.
+            notes: sentences under every table.
+        """
+        tests = self.settings.data.tests or [self.settings.data.dev]
+        text = "\n\n".join(self._report_split(name, lines, pairs, notes) for name in tests)
+        if distributed.is_main():
+            write_text(self.folder / "report.md", text + "\n")
+            try:
+                report.plot_curves(self.log.read(), self.folder / "curves.png")
+            except ImportError:
+                self.say("curves.png is left out: it needs matplotlib (pip install matplotlib)")
+        self.say(f"\n{text}\n")
+
+    def _report_split(
+        self, name: str, lines: Sequence[Line], pairs: Sequence[tuple[str, str]], notes: Sequence[str]
+    ) -> str:
+        split, s = self.split(name), self.settings.evaluation
+        rows = {line.title: Row(line.title, self._result(line, name)) for line in lines}
+        if s.bm25:
+            rows = {"BM25": Row("BM25", retrieval.bm25(self.passages, split.queries, s.depth)), **rows}
+        title = f"**{name}**: {len(split.queries)} queries over {len(self.passages)} passages"
+        table = report.table(title, list(rows.values()), split.qrels, s.measures)
+        compared = [report.significance(rows[a], rows[b], split.qrels, self.measure) for a, b in pairs]
+        return "\n\n".join([table, *notes, *compared])
+
+    def _result(self, line: Line, name: str) -> Run:
+        if line.over is None:
+            return self.hits(line.stage, name)
+        path = self.folder / "best" / f"{line.stage}.over.{line.over}.{name}.tsv"
+        if path.is_file():
+            return formats.read_run(path)
+        reranker = self.load(self.folder / line.stage / "reranker", "reranker")
+        hits, depth = self.hits(line.over, name), self.settings.evaluation.rerank_depth
+        progress = f"{line.stage}: re-rank {name}"
+        return self.rerank(path, reranker, hits, self.split(name).queries, depth, progress)
+
+    def _write_stage_table(self) -> None:
+        """`stages.md`: dev measures of every model so far."""
+        rows = []
+        for name, stage in self._stages.items():
+            paths = {"retriever": self._dev_hits(name), "re-ranker": self.folder / name / "reranked.dev.tsv"}
+            rows += [
+                Row(f"{model}, {stage.title}", formats.read_run(path))
+                for model, path in paths.items()
+                if path.is_file()
+            ]
+        dev = self.settings.data.dev
+        if rows and distributed.is_main():
+            title = f"**{dev}** after every stage, {len(self.split(dev).queries)} queries"
+            text = report.table(title, rows, self.split(dev).qrels, self.settings.evaluation.measures)
+            write_text(self.folder / "stages.md", text + "\n")
 
 
 def claim_folder(settings: RunSettings) -> None:
-    """Write the settings to the run folder's `config.yaml`, or see that they are those it was begun with.
+    """Write the settings to the run folder's `config.yaml`; what has changed, the stages' records tell.
 
     Raises:
-        ValueError: the folder holds a run with other settings; names each.
+        ValueError: the folder holds a run of another system.
     """
     path = Path(settings.output) / "config.yaml"
-    ours = _flat(dataclasses.asdict(settings))
+    ours = dataclasses.asdict(settings)
     if path.is_file():
-        theirs = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        changed = sorted(
-            key
-            for key in ours.keys() | theirs.keys()
-            if ours.get(key) != theirs.get(key) and key not in _MAY_CHANGE
-        )
-        if changed:
+        theirs = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if theirs.keys() != ours.keys():
+            differ = ", ".join(sorted(theirs.keys() ^ ours.keys()))
             raise ValueError(
-                f"{path}: this run was begun with other settings ("
-                + ", ".join(f"{key}: {theirs.get(key)}, now {ours.get(key)}" for key in changed)
-                + "): go on with those, or choose another --output"
+                f"{path}: a run of another system, or version, began this folder (it differs in {differ}): "
+                "choose another --output"
             )
     distributed.barrier()  # every rank has read it
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
+        write_text(path, yaml.safe_dump(ours, sort_keys=False))
     distributed.barrier()
+
+
+def digest_records(records: Iterable[Any]) -> str:
+    """16 hexadecimal digits that name some records and their order."""
+    state = hashlib.sha256()
+    for record in records:
+        state.update(repr(record).encode())
+    return state.hexdigest()[:16]
+
+
+def digest_split(split: Split) -> str:
+    """Of queries and judgements."""
+    return digest_records([*split.queries.values(), *split.qrels.items()])
+
+
+def digest_file(path: str | Path) -> str:
+    """16 hexadecimal digits that name a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _key(query: Query) -> str:
+    """What makes two queries one, whatever their ids."""
+    return " ".join(query.text.split()).casefold()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -338,18 +692,3 @@ def _sample(split: Split, count: int | None) -> Split:
         return split
     kept = random.Random(0).sample(sorted(split.queries), count)
     return Split({i: split.queries[i] for i in kept}, {i: split.qrels[i] for i in kept})
-
-
-def with_positives(run: Run, split: Split, queries: Mapping[str, Query]) -> dict[str, list[Hit]]:
-    """A run whose hits contain every labelled positive, appended where the retriever missed it."""
-    complete = {}
-    for query_id in queries:
-        hits = list(run.get(query_id, []))
-        found = {hit.passage_id for hit in hits}
-        missed = [
-            i for i, relevance in split.qrels.get(query_id, {}).items() if relevance > 0 and i not in found
-        ]
-        complete[query_id] = hits + [
-            Hit(query_id, i, len(hits) + n, float("-inf")) for n, i in enumerate(missed, 1)
-        ]
-    return complete

@@ -75,3 +75,18 @@ class Collection:
 
     passages: Mapping[str, Passage]
     splits: Mapping[str, Split]
+
+
+def with_positives(run: Run, split: Split, queries: Mapping[str, Query]) -> dict[str, list[Hit]]:
+    """A run whose hits contain every labelled positive, appended where the retriever missed it."""
+    complete = {}
+    for query_id in queries:
+        hits = list(run.get(query_id, []))
+        found = {hit.passage_id for hit in hits}
+        missed = [
+            i for i, relevance in split.qrels.get(query_id, {}).items() if relevance > 0 and i not in found
+        ]
+        complete[query_id] = hits + [
+            Hit(query_id, i, len(hits) + n, float("-inf")) for n, i in enumerate(missed, 1)
+        ]
+    return complete

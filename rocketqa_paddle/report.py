@@ -30,14 +30,15 @@ def table(title: str, rows: Sequence[Row], qrels: Qrels, measures: Sequence[str]
         [row.name, *(_cell(value[name], best[name]) for name in measures)]
         for row, value in zip(rows, values, strict=True)
     ]
-    return f"{title}\n\n" + _align([["system", *heads], *cells])
+    return f"{title}\n\n" + align([["system", *heads], *cells])
 
 
 def _cell(value: float, best: float) -> str:
     return f"**{value:.3f}**" if value == best else f"{value:.3f}"
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows

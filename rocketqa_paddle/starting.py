@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from paddle import nn
 
 from rocketqa_paddle import convert
@@ -54,6 +56,18 @@ def _from_scratch(size: str, corpus: Iterable[str], work: Path) -> EncoderWeight
         train_vocab(corpus, path)
     config = ErnieConfig(vocab_size=len(Tokenizer(path)), max_positions=512, sent_types=2, **SIZES[size])
     return EncoderWeights(config, {}, path)
+
+
+def digest(start: Start) -> str:
+    """16 hexadecimal digits that name start weights: parameters, sizes and vocabulary."""
+    if isinstance(start, Checkpoint):
+        return start.digest()
+    state = hashlib.sha256(repr((start.config, start.lower_case, start.head)).encode())
+    state.update(start.vocabulary.read_bytes())
+    for name, array in sorted({**start.arrays, **start.head_arrays}.items()):
+        state.update(f"{name} {list(array.shape)}".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()[:16]
 
 
 def start_retriever(

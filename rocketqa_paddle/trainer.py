@@ -33,7 +33,12 @@ from rocketqa_paddle.ernie import NAMING
 from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json, write_text
 
 Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]] | Contrastive[Example]
-_MOMENTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # Paddle's names of Adam's state
+_MOMENTS = (
+    "moment1_0",
+    "moment2_0",
+    "beta1_pow_acc_0",
+    "beta2_pow_acc_0",
+)  # Paddle's names of Adam's and LAMB's state
 _LOG_SECONDS = 10.0
 
 
@@ -77,6 +82,13 @@ class MetricsLog:
             self._rewrite(
                 [row for row in self.read() if not ours <= row.items() or row.get("step", 0) <= step]
             )
+
+    def forget(self, stage: str, *, only_measures: bool) -> None:
+        """Rank 0: drop what was logged of a stage of the run, in which several trainings may lie."""
+        ours = [row for row in self.read() if row["stage"] == stage or row["stage"].startswith(f"{stage} ")]
+        dropped = [row for row in ours if not only_measures or "step" not in row]
+        if dropped:
+            self._rewrite([row for row in self.read() if row not in dropped])
 
 
 class Trainer(Generic[Example]):
@@ -132,7 +144,7 @@ class Trainer(Generic[Example]):
                 f"{distributed.world_size()} processes), but there are only {len(examples)}, and none may be "
                 "its own negative: lower batch_size"
             )
-        self.total_steps = settings.steps or math.ceil(settings.epochs * len(examples) / global_batch)
+        self.total_steps = total_steps(settings, len(examples))
         self.step, self._epoch = 0, -1
         self._permutation: np.ndarray | None = None
         self.parameters = dict(_named_parameters(networks))
@@ -355,6 +367,12 @@ class Trainer(Generic[Example]):
         }
 
 
+def total_steps(settings: StageSettings, examples: int) -> int:
+    """Optimizer steps of a stretch of training on so many examples."""
+    batch = settings.batch_size * distributed.world_size()
+    return settings.steps or math.ceil(settings.epochs * examples / batch)
+
+
 def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> float:
     """The rate of a step (from 0): linear growth, then linear decay to 0 or constant."""
     warmup = round(settings.warmup_share * total_steps)
@@ -368,7 +386,7 @@ def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> f
 def make_optimizer(
     networks: Mapping[str, nn.Layer], settings: OptimizerSettings, rates: Mapping[str, float]
 ) -> paddle.optimizer.Optimizer:
-    """AdamW over all networks, with a factor of the rate for each; no decay on biases and layer norms."""
+    """AdamW or LAMB over all networks, a factor of the rate for each; no decay on biases and layer norms."""
     decayed = {
         weight.name
         for network in networks.values()
@@ -380,6 +398,13 @@ def make_optimizer(
         {"params": network.parameters(), "learning_rate": rates.get(name, 1.0)}
         for name, network in networks.items()
     ]
+    if settings.algorithm == "lamb":
+        return paddle.optimizer.Lamb(
+            learning_rate=settings.learning_rate,
+            parameters=groups,
+            lamb_weight_decay=settings.weight_decay,
+            exclude_from_weight_decay_fn=lambda parameter: parameter.name not in decayed,
+        )
     return paddle.optimizer.AdamW(
         learning_rate=settings.learning_rate,
         parameters=groups,

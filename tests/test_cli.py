@@ -466,9 +466,9 @@ def test_a_batch_size_that_makes_no_sense(fails, best, data, tmp_path, value):
 def test_an_empty_file(fails, best, tmp_path):
     (tmp_path / "empty").write_text("")
     flags = words(checkpoint=best / "retriever", passages=tmp_path / "empty", output=tmp_path / "x")
-    assert "the file is empty" in fails("index", *flags)
+    assert "empty file, expected one passage a line" in fails("index", *flags)
     flags = words(checkpoint=best, queries=tmp_path / "empty", output=tmp_path / "x")
-    assert "the file is empty" in fails("search", *flags)
+    assert "empty file, expected one passage a line" in fails("search", *flags)
 
 
 def test_an_id_that_stands_twice(fails, best, data, a_run, tmp_path):

@@ -7,29 +7,29 @@ build hybrid groups, take joint steps, evaluate on dev, save; the best models on
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from paddle import Tensor
 
-from rocketqa_paddle import contrastive, distributed, formats, losses, report, retrieval
+from rocketqa_paddle import formats, losses, warmup
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RocketQAv2Settings
-from rocketqa_paddle.mining import Calibration, Miner
-from rocketqa_paddle.pipeline import Pipeline, with_positives
-from rocketqa_paddle.records import Group, Query, Run, Split
-from rocketqa_paddle.report import Row
+from rocketqa_paddle.mining import Miner, calibrate
+from rocketqa_paddle.pipeline import Line, Pipeline, QuerySets, digest_file, digest_records
+from rocketqa_paddle.records import Group, Query, Run, Split, with_positives
 from rocketqa_paddle.scoring import reranker_scores, retriever_scores
-from rocketqa_paddle.trainer import Loss
+from rocketqa_paddle.stages import ALL, Selection, Stage, Work
+from rocketqa_paddle.warmup import training_work
 
 START, WARMUP = "start", "warm-up"
-_CALIBRATION_SCORES = 100_000  # more would not change the fit
 
 
-def train(settings: RocketQAv2Settings) -> None:
+def train(settings: RocketQAv2Settings, selection: Selection = ALL) -> None:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
-    JointRun(settings).train()
+    run = JointRun(settings)
+    run.run(run.stages(), run.complete, selection)
 
 
 class JointRun(Pipeline):
@@ -41,11 +41,7 @@ class JointRun(Pipeline):
         super().__init__(settings)
         self.rounds = [f"round-{number:03d}" for number in range(1, settings.joint.rounds + 1)]
         self._plan_queries()
-        negatives = max(settings.warmup_reranker.negatives, settings.joint.groups.negatives)
-        if negatives >= len(self.passages):
-            raise ValueError(
-                f"{negatives} negatives a group, but the corpus has only {len(self.passages)} passages"
-            )
+        self.check_negatives(settings.warmup_reranker.negatives, settings.joint.groups.negatives)
         if lists := settings.joint.groups.file:
             formats.read_training_groups(lists)  # raises now, not after hours, if it cannot be read
 
@@ -58,78 +54,96 @@ class JointRun(Pipeline):
             self.queries[use] = self.draw_queries(dealt, count)
             dealt += len(self.queries[use])
 
-    def train(self) -> None:
-        """Every stage in turn, then the report."""
-        retriever, reranker = self.start_retriever(), self.start_reranker()
-        if self.settings.evaluation.start:
-            self.search(START, retriever, {}, depth=0, keep_best=False)
-        retriever = self.warm_up_retriever(retriever)
-        self._search(WARMUP, retriever, following=["reranker", *self.rounds[:1]])
-        reranker = self.warm_up_reranker(reranker)
-        self.rerank_dev(WARMUP, reranker, candidates=WARMUP)
-        for before, stage, after in zip(
+    def stages(self) -> list[Stage]:
+        """The start weights measured, the warm-up, the rounds."""
+        s = self.settings
+        stages = []
+        if s.evaluation.start:
+            weights = ("retriever",)
+            stages.append(
+                self.stage(
+                    START, "start weights", self.measure_start, sections=weights, work=Work(), searches={}
+                )
+            )
+        first = training_work("retriever", s.warmup_retriever, len(self.queries["retriever"]), 0)
+        second = training_work(
+            "reranker", s.warmup_reranker, len(self.queries["reranker"]), s.warmup_reranker.negatives
+        )
+        stages.append(
+            self.stage(
+                WARMUP,
+                "warmed up",
+                self.warm_up,
+                sections=(
+                    "retriever",
+                    "reranker",
+                    "warmup_retriever",
+                    "warmup_reranker",
+                    "joint.groups.depth",
+                ),
+                work=first + second,
+                searches=self._searches(["reranker", *self.rounds[:1]]),
+            )
+        )
+        for before, stage, following in zip(
             [WARMUP, *self.rounds], self.rounds, [*self.rounds[1:], None], strict=False
         ):
-            retriever, reranker = self.train_round(before, stage, retriever, reranker)
-            self._search(stage, retriever, following=[after] if after else [])
-            self.rerank_dev(stage, reranker, candidates=WARMUP)
-        best = self.save_best()
-        self.report(best)
+            stages.append(self._round(before, stage, self._searches([following] if following else [])))
+        return stages
 
-    def _search(self, stage: str, retriever: Checkpoint, following: Sequence[str]) -> None:
-        """Search for the evaluation and for the training that follows."""
-        groups, unlabelled = self.settings.joint.groups, self.settings.data.unlabelled
+    def _round(self, before: str, stage: str, searches: QuerySets) -> Stage:
+        s = self.settings.joint
+        queries = self.queries[stage]
+        also = {"queries of the round": digest_records(queries.values())}
+        if s.groups.file:
+            also["lists"] = digest_file(s.groups.file)
+        if "pseudo" in s.groups.sources:
+            also |= self.unlabelled_facts
+        negatives, scored = s.groups.negatives, len(queries) * (s.groups.scored or s.groups.depth)
+        work = training_work("retriever", s, len(queries), negatives, scored)
+        return self.stage(
+            stage,
+            stage,
+            partial(self.train_round, before, stage, searches),
+            sections=("joint",),
+            after=(before,),
+            work=work + training_work("reranker", s, len(queries), negatives),
+            searches=searches,
+            also=also,
+        )
+
+    def _searches(self, following: Sequence[str]) -> QuerySets:
+        """The query sets on which the training that follows a stage is mined."""
+        groups = self.settings.joint.groups
         mined = [use for use in following if use not in self.rounds or not groups.file]
-        more = {f"train.{use}": self.queries[use] for use in mined}
+        sets = {f"train.{use}": (self.queries[use], groups.depth) for use in mined}
         if "pseudo" in groups.sources and set(mined) & set(self.rounds):
-            more["unlabelled"] = self.collection.splits[unlabelled].queries
-        self.search(stage, retriever, more, groups.depth)
+            sets["unlabelled"] = (self.unlabelled.queries, groups.depth)
+        return sets
 
     # Stages -------------------------------------------------------------------------------------
 
-    def warm_up_retriever(self, retriever: Checkpoint) -> Checkpoint:
-        """In-batch training on labelled positives."""
+    def measure_start(self) -> None:
+        """What the start weights can do."""
+        self.search(START, self.start_retriever(), keep_best=False)
 
-        def groups() -> list[Group]:
-            miner = Miner(self.passages, self.train_split.qrels, 0, self.settings.seed)
-            return list(miner.undenoised(self.queries["retriever"].values(), {}))
+    def warm_up(self) -> None:
+        """In-batch training of the retriever, then listwise training of the re-ranker on what it finds."""
+        s = self.settings
+        retriever = warmup.train_retriever(self, WARMUP, self.queries["retriever"], s.warmup_retriever)
+        self.search(WARMUP, retriever, self._searches(["reranker", *self.rounds[:1]]))
+        candidates = self.hits(WARMUP, "train.reranker")
+        reranker = warmup.train_reranker(
+            self, WARMUP, self.queries["reranker"], candidates, s.warmup_reranker, "list"
+        )
+        self.rerank_dev(WARMUP, reranker, candidates=WARMUP)
 
-        return self._warm_up("retriever", retriever, groups, contrastive.in_batch(retriever))
-
-    def warm_up_reranker(self, reranker: Checkpoint) -> Checkpoint:
-        """Listwise training on the warmed-up retriever's candidates."""
-
-        def groups() -> list[Group]:
-            miner = Miner(
-                self.passages,
-                self.train_split.qrels,
-                self.settings.warmup_reranker.negatives,
-                self.settings.seed,
-            )
-            candidates = self.hits(WARMUP, "train.reranker")
-            easy = self.settings.warmup_reranker.easy_negatives
-            return list(miner.undenoised(self.queries["reranker"].values(), candidates, easy=easy))
-
-        def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
-            return {"loss": losses.listwise_cross_entropy(reranker_scores(reranker, batch))}
-
-        return self._warm_up("reranker", reranker, groups, loss)
-
-    def _warm_up(
-        self, name: str, model: Checkpoint, groups: Callable[[], list[Group]], loss: Loss
-    ) -> Checkpoint:
-        if not self.queries[name]:
-            self.say(f"{WARMUP}: the {name} starts as it is")
-            self.save(model, self.folder / WARMUP / name, "Start weights, not trained.")
-            return model
-        settings = getattr(self.settings, f"warmup_{name}")
-        return self.trained(WARMUP, {name: model}, groups, loss, settings)[name]
-
-    def train_round(
-        self, before: str, stage: str, retriever: Checkpoint, reranker: Checkpoint
-    ) -> tuple[Checkpoint, Checkpoint]:
+    def train_round(self, before: str, stage: str, searches: QuerySets) -> None:
         """Build groups from the candidates that the stage before left, and train both models on them."""
         settings = self.settings.joint
+        retriever, reranker = (
+            self.load(self.folder / before / name, name) for name in ("retriever", "reranker")
+        )
 
         def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
             return losses.joint_distillation(
@@ -146,7 +160,8 @@ class JointRun(Pipeline):
             settings,
             rates={"retriever": settings.retriever_rate},
         )
-        return models["retriever"], models["reranker"]
+        self.search(stage, models["retriever"], searches)
+        self.rerank_dev(stage, models["reranker"], candidates=WARMUP)
 
     def hybrid_groups(self, before: str, stage: str, reranker: Checkpoint) -> list[Group]:
         """Undenoised, denoised and pseudo-labelled groups, as the settings ask (section 3.3)."""
@@ -160,7 +175,7 @@ class JointRun(Pipeline):
         groups: list[Group] = []
         if {"denoised", "pseudo"} & set(s.sources):
             scored = self._score_candidates(stage, "train", reranker, candidates, queries, self.train_split)
-            miner.calibration = self._calibrate(scored)
+            miner.calibration = calibrate(scored, self.train_split.qrels, self.settings.seed)
         trusted = miner.calibration.slope > 0
         if not trusted:
             self.say(
@@ -187,7 +202,7 @@ class JointRun(Pipeline):
         return groups
 
     def _pseudo_groups(self, before: str, stage: str, miner: Miner, reranker: Checkpoint) -> list[Group]:
-        s, split = self.settings.joint.groups, self.collection.splits[self.settings.data.unlabelled]
+        s, split = self.settings.joint.groups, self.unlabelled
         candidates = self.hits(before, "unlabelled")
         scored = self._score_candidates(stage, "unlabelled", reranker, candidates, split.queries, split)
         unlabelled = miner.for_queries_of(split)
@@ -212,92 +227,28 @@ class JointRun(Pipeline):
         depth = max(map(len, run.values()))
         return self.rerank(path, reranker, run, queries, depth, f"{stage}: score candidates")
 
-    def _calibrate(self, scored: Run) -> Calibration:
-        """Fit the re-ranker's probabilities to the labelled positives and the other candidates."""
-        labels = self.train_split.qrels
-        scores = [
-            (hit.score, labels[hit.query_id].get(hit.passage_id, 0) > 0)
-            for hits in scored.values()
-            for hit in hits
-        ]
-        if len(scores) > _CALIBRATION_SCORES:
-            scores = random.Random(self.settings.seed).sample(scores, _CALIBRATION_SCORES)
-        return Calibration.fit(
-            [score for score, positive in scores if positive],
-            [score for score, positive in scores if not positive],
-        )
-
     # Results ------------------------------------------------------------------------------------
 
-    def save_best(self) -> dict[str, str]:
-        """Complete `best/`, where the search kept the retriever; returns each model's best stage on dev."""
-        stages = [WARMUP, *self.rounds]
-        best = {
-            "retriever": self.best_stage(stages, lambda stage: self.hits_path(stage, self.settings.data.dev)),
-            "reranker": self.best_stage(stages, lambda stage: self.folder / stage / "reranked.dev.tsv"),
-        }
-        for name, stage in best.items():
-            self.say(f"best {name} on dev: {stage}")
-        reranker = self.load(self.folder / best["reranker"] / "reranker", "reranker")
-        card = f"RocketQAv2, {best['reranker']}, chosen by {self.measure} on dev."
-        self.save(reranker, self.folder / "best" / "reranker", card)
-        if distributed.is_main():
-            shutil.rmtree(self.folder / "last", ignore_errors=True)
-        return best
-
-    def report(self, best: Mapping[str, str]) -> None:
-        """Measure every stage on the tests; write `report.md` and `curves.png`, and print the tables."""
-        tables = [
-            self._report_split(split, best) for split in self.settings.data.tests or [self.settings.data.dev]
-        ]
-        text = "\n\n".join(tables)
-        if distributed.is_main():
-            (self.folder / "report.md").write_text(text + "\n", encoding="utf-8")
-            try:
-                report.plot_curves(self.log.read(), self.folder / "curves.png")
-            except ImportError:
-                self.say("curves.png is left out: it needs matplotlib (pip install matplotlib)")
-        self.say(f"\n{text}\n")
-
-    def _report_split(self, name: str, best: Mapping[str, str]) -> str:
-        split, s = self.split(name), self.settings.evaluation
-        stages = {
-            **({"start weights": START} if s.start else {}),
-            **{_title("retriever", stage): stage for stage in [WARMUP, *self.rounds]},
-        }
-        rows = {title: Row(title, self.hits(stage, name)) for title, stage in stages.items()}
-        if s.bm25:
-            rows = {"BM25": Row("BM25", retrieval.bm25(self.passages, split.queries, s.depth)), **rows}
-        for stage in dict.fromkeys([WARMUP, best["reranker"], *self.rounds[-1:]]):
-            title = _title("re-ranker", stage)
-            rows[title] = Row(title, self._rerank_test(name, stage, best))
-        title = f"**{name}**: {len(split.queries)} queries over {len(self.passages)} passages"
-        lines = [report.table(title, list(rows.values()), split.qrels, s.measures)]
-        lines.append(
-            f"The re-rankers order the {s.rerank_depth} best of the retriever of {best['retriever']}."
-        )
-        for model in ("retriever", "re-ranker"):
-            stage = best[model.replace("-", "")]
-            if stage == WARMUP:
-                lines.append(f"No round gave a better {model} on dev than the warm-up.")
-            for trained in self.rounds[-1:] if stage == WARMUP else [stage]:
-                ours, baseline = rows[_title(model, trained)], rows[_title(model, WARMUP)]
-                lines.append(report.significance(ours, baseline, split.qrels, self.measure))
-        return "\n\n".join(lines)
-
-    def _rerank_test(self, name: str, stage: str, best: Mapping[str, str]) -> Run:
-        path = self.folder / "best" / f"{stage}.reranked.{name}.tsv"
-        if path.is_file():
-            return formats.read_run(path)
-        reranker = self.load(self.folder / stage / "reranker", "reranker")
-        depth, queries = self.settings.evaluation.rerank_depth, self.split(name).queries
-        return self.rerank(
-            path, reranker, self.hits(best["retriever"], name), queries, depth, f"re-rank {name}"
-        )
-
-
-def _title(model: str, stage: str) -> str:
-    return f"{model}, {'warmed up' if stage == WARMUP else stage}"
+    def complete(self) -> None:
+        """The best models on dev, and the final tables."""
+        best = self.complete_best("RocketQAv2")
+        titles = {stage: f"retriever, {self.title(stage)}" for stage in [WARMUP, *self.rounds]}
+        lines = [Line("start weights", START)] if self.settings.evaluation.start else []
+        lines += [Line(title, stage) for stage, title in titles.items()]
+        ordered = dict.fromkeys([WARMUP, best["reranker"], *self.rounds[-1:]])
+        names = {stage: f"re-ranker, {self.title(stage)}" for stage in ordered}
+        lines += [Line(name, stage, over=best["retriever"]) for stage, name in names.items()]
+        depth = self.settings.evaluation.rerank_depth
+        notes = [f"The re-rankers order the {depth} best of the retriever of {best['retriever']}."]
+        pairs = []
+        for model, stages in {"retriever": titles, "reranker": names}.items():
+            chosen = best[model]
+            if chosen == WARMUP:
+                name = model.replace("rer", "re-r")
+                notes.append(f"No round gave a better {name} on dev than the warm-up.")
+            for stage in self.rounds[-1:] if chosen == WARMUP else [chosen]:
+                pairs.append((stages[stage], stages[WARMUP]))
+        self.report(lines, pairs, notes)
 
 
 def _thin_out(run: Run, limit: int, seed: int) -> Run:

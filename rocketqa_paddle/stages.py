@@ -1,0 +1,214 @@
+"""The stages of a run, and what the run folder remembers of them: `STAGE/stage.json`.
+
+A stage is done again when what decides its outcome has changed, and only then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rocketqa_paddle.storage import read_json, write_text
+
+_DIGEST = re.compile(r"[0-9a-f]{16}\b")
+
+Facts = Mapping[str, Any]
+"""Settings under dotted names, and digests of what was read."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a stage is likely to compute and to write."""
+
+    models: Sequence[str] = ()
+    """What it trains: `retriever`, `reranker`."""
+    steps: int = 0
+    """Optimizer steps."""
+    trained_texts: int = 0
+    """Passages and queries encoded with gradient."""
+    trained_pairs: int = 0
+    """Pairs scored with gradient."""
+    encoded: int = 0
+    """Passages and queries encoded without."""
+    scored: int = 0
+    """Pairs scored without."""
+    hits: int = 0
+    """Lines of runs that are kept."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of a run, with a folder of its own.
+
+    Args:
+        name: names its folder.
+        title: what tables call it.
+        run: does it. Called again after a stop, it goes on from the pieces in the folder.
+        decisive: what decides what is trained, beside the stages before.
+        after: names of the earlier stages whose results it reads.
+        searches: what decides what is retrieved and measured with the trained models.
+        work: an estimate.
+    """
+
+    name: str
+    title: str
+    run: Callable[[], None]
+    decisive: Facts
+    after: Sequence[str] = ()
+    searches: Facts = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages of a run to do."""
+
+    from_stage: str | None = None
+    """Begin here; the stages before are taken as they are."""
+    until_stage: str | None = None
+    """End after this one."""
+    dry_run: bool = False
+    """Only tell what would be done."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse stages that the run does not have.
+
+        Raises:
+            ValueError: names those it has.
+        """
+        for flag, name in {"--from-stage": self.from_stage, "--until-stage": self.until_stage}.items():
+            if name not in (None, *names):
+                raise ValueError(f"{flag} {name}: this run's stages are {', '.join(names)}")
+        _, wanted = self.split(names)
+        if not wanted:
+            raise ValueError(f"--from-stage {self.from_stage} comes after --until-stage {self.until_stage}")
+
+    def split(self, names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        """The stages that are taken as they are, and those to do."""
+        first = names.index(self.from_stage) if self.from_stage else 0
+        last = names.index(self.until_stage) if self.until_stage else len(names) - 1
+        return names[:first], names[first : last + 1]
+
+
+ALL = Selection()
+"""Every stage."""
+
+Status = Literal["new", "begun", "finished", "changed", "search again"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the folder says of a stage, seen from what it would be done with now."""
+
+    status: Status
+    changes: Sequence[str] = ()
+    """What is different now, each as `name: old, now new`."""
+
+
+class Ledger:
+    """Reads and writes the stages' records.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def digest(self, name: str) -> str:
+        """Of what decided a finished stage.
+
+        Raises:
+            ValueError: it is not finished.
+        """
+        record = self._read(name)
+        if not record.get("finished"):
+            raise ValueError(f"{self.folder}: stage {name} is not finished: leave out --from-stage")
+        return digest(record["decisive"])
+
+    def state(self, stage: Stage, before: Mapping[str, str]) -> State:
+        """Compare a stage with its record. `before`: digests of the stages it comes after."""
+        record = self._read(stage.name)
+        if not record:
+            return State("new")
+        changes = _changes(record["decisive"], _decisive(stage, before))
+        if changes:
+            return State("changed", changes)
+        changes = _changes(record["searches"], stage.searches)
+        if changes:
+            return State("search again", changes)
+        return State("finished" if record["finished"] else "begun")
+
+    def begin(self, stage: Stage, before: Mapping[str, str], state: State) -> None:
+        """Note what the stage is done with, and clear away what was made with anything else."""
+        folder = self.folder / stage.name
+        if state.status == "new" and folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds files of something else (no stage.json): choose another --output"
+            )
+        if state.status == "changed":
+            shutil.rmtree(folder)
+        elif state.status == "search again":
+            for path in (*folder.glob("hits.*.tsv"), *folder.glob("reranked.*.tsv")):
+                path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(stage, before, finished=False)
+
+    def finish(self, stage: Stage, before: Mapping[str, str]) -> None:
+        """Note that the stage is done."""
+        self._write(stage, before, finished=True)
+
+    def _write(self, stage: Stage, before: Mapping[str, str], *, finished: bool) -> None:
+        record = {
+            "decisive": _decisive(stage, before),
+            "searches": dict(stage.searches),
+            "finished": finished,
+        }
+        write_text(self._path(stage.name), json.dumps(record, indent=2) + "\n")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self._path(name)
+        return read_json(path) if path.is_file() else {}
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name / "stage.json"
+
+
+def digest(facts: Facts) -> str:
+    """16 hexadecimal digits that name some facts."""
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stage_digest(stage: Stage, before: Mapping[str, str]) -> str:
+    """Of what decides a stage's outcome."""
+    return digest(_decisive(stage, before))
+
+
+def _decisive(stage: Stage, before: Mapping[str, str]) -> dict[str, Any]:
+    facts = {**stage.decisive, **{f"stage {name}": before[name] for name in stage.after}}
+    return json.loads(json.dumps(facts))  # as it will be read again
+
+
+def _changes(theirs: Facts, ours: Facts) -> list[str]:
+    ours = json.loads(json.dumps(ours))
+    return [
+        _told(name, theirs.get(name), ours.get(name))
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def _told(name: str, theirs: Any, ours: Any) -> str:
+    if any(isinstance(value, str) and _DIGEST.match(value) for value in (theirs, ours)):
+        return f"{name} changed"
+    return f"{name} was {theirs}, is {ours}"
