@@ -361,10 +361,18 @@ def _parser() -> ArgumentParser:
         )
         positional = name in USAGES
         command.add_function_arguments(function, as_group=False, as_positional=positional, skip={"query"})
+        _let_switches_stand_alone(command)
         if name == "search":
             command.add_argument("query", nargs="*", type=str, help="what to search for")
         commands.add_subcommand(name, command, help=_first_line(function))
     return parser
+
+
+def _let_switches_stand_alone(parser: ArgumentParser) -> None:
+    """`--report` is `--report true`."""
+    for action in parser._actions:
+        if action.default is False:
+            action.nargs, action.const = "?", True
 
 
 def _train_parser() -> ArgumentParser:
@@ -382,6 +390,7 @@ def _train_parser() -> ArgumentParser:
         system.add_argument("--until-stage", type=str, metavar="STAGE", help="end after this stage")
         system.add_argument("--dry-run", action="store_true", help=DRY_RUN)
         system.add_class_arguments(settings, as_group=False)
+        _let_switches_stand_alone(system)
         systems.add_subcommand(name, system, help=description[0].lower() + description[1:].rstrip("."))
     return parser
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def _at_least(minimum: float, **values: float | None) -> None:
+def at_least(minimum: float, **values: float | None) -> None:
     """Refuse a setting below `minimum`; None stands for a setting left empty."""
     for name, value in values.items():
         if value is not None and not value >= minimum:
@@ -63,13 +63,16 @@ class DataSettings:
     """Choose by this many dev queries, drawn at random; all of them when empty."""
     max_train_queries: int | None = None
     """Train on the labels of this many training queries, drawn at random; all of them when empty."""
+    max_unlabelled_queries: int | None = None
+    """Make pseudo labels for this many unlabelled queries, drawn at random; all of them when empty."""
     max_test_queries: int | None = None
     """Report on this many queries a test split, drawn at random; all of them when empty."""
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             1,
             max_train_queries=self.max_train_queries,
+            max_unlabelled_queries=self.max_unlabelled_queries,
             max_dev_queries=self.max_dev_queries,
             max_test_queries=self.max_test_queries,
         )
@@ -104,8 +107,8 @@ class RetrieverSettings:
     """Compute activations again in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
-        _at_least(3, query_length=self.query_length)
-        _at_least(4, passage_length=self.passage_length)
+        at_least(3, query_length=self.query_length)
+        at_least(4, passage_length=self.passage_length)
         _share(dropout=self.dropout)
         _positive(temperature=self.temperature)
 
@@ -130,7 +133,7 @@ class RerankerSettings:
     """Compute activations again in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
-        _at_least(5, length=self.length)
+        at_least(5, length=self.length)
         _share(dropout=self.dropout)
 
 
@@ -152,7 +155,7 @@ class OptimizerSettings:
     """Largest norm of all gradients together."""
 
     def __post_init__(self) -> None:
-        _at_least(0, learning_rate=self.learning_rate)
+        at_least(0, learning_rate=self.learning_rate)
         _positive(clip_norm=self.clip_norm)
         _share(weight_decay=self.weight_decay)
         if not 0 <= self.warmup_share <= 1:
@@ -175,7 +178,7 @@ class StageSettings:
     """The optimizer of this stretch."""
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             1, batch_size=self.batch_size, accumulate=self.accumulate, epochs=self.epochs, steps=self.steps
         )
         if self.batch_size % self.accumulate:
@@ -193,7 +196,7 @@ class WarmupSettings(StageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(0, queries=self.queries)
+        at_least(0, queries=self.queries)
 
 
 @dataclass(frozen=True)
@@ -208,8 +211,8 @@ class RerankerWarmupSettings(WarmupSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(0, easy_negatives=self.easy_negatives)
-        _at_least(1, negatives=self.negatives)
+        at_least(0, easy_negatives=self.easy_negatives)
+        at_least(1, negatives=self.negatives)
         if self.easy_negatives > self.negatives:
             raise ValueError(
                 f"easy_negatives={self.easy_negatives}, but there are only negatives={self.negatives} in all"
@@ -244,8 +247,8 @@ class GroupSettings:
     """Pseudo labels: a candidate is a positive if the re-ranker's probability is above this."""
 
     def __post_init__(self) -> None:
-        _at_least(1, negatives=self.negatives, depth=self.depth, sources=len(self.sources))
-        _at_least(0, skip=self.skip)
+        at_least(1, negatives=self.negatives, depth=self.depth, sources=len(self.sources))
+        at_least(0, skip=self.skip)
         for name, value in {"file_list_size": self.file_list_size, "scored": self.scored}.items():
             if value is not None and value <= self.negatives:
                 raise ValueError(f"{name}={value}, expected more than negatives={self.negatives}")
@@ -283,8 +286,8 @@ class JointSettings(StageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(1, queries=self.queries)
-        _at_least(0, rounds=self.rounds)
+        at_least(1, queries=self.queries)
+        at_least(0, rounds=self.rounds)
         _positive(retriever_rate=self.retriever_rate)
 
 
@@ -304,7 +307,7 @@ class EvaluationSettings:
     """Add BM25 as a yardstick (needs the package bm25s)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, depth=self.depth, rerank_depth=self.rerank_depth, measures=len(self.measures))
+        at_least(1, depth=self.depth, rerank_depth=self.rerank_depth, measures=len(self.measures))
         if self.bm25:
             _need_bm25s("evaluation.bm25")
 
@@ -335,7 +338,7 @@ class RunSettings:
     """Train on the GPU of this rank."""
 
     def __post_init__(self) -> None:
-        _at_least(1, encode_batch=self.encode_batch)
+        at_least(1, encode_batch=self.encode_batch)
         if self.precision != "fp32" and not self.use_cuda:
             raise ValueError(f"precision={self.precision} needs use_cuda=true: a CPU computes in fp32 anyway")
 
@@ -360,9 +363,22 @@ class RocketQAv2Settings(RunSettings):
 
 
 @dataclass(frozen=True)
-class FirstRetrieverSettings(WarmupSettings):
+class ContrastiveSettings(StageSettings):
+    """Training of a retriever in which the passages of a batch are negatives of its other queries."""
+
+    cross_batch: bool = True
+    """Contrast with the passages of all processes; false: with those of its own process alone."""
+    single_negatives: bool = False
+    """Make an example of every negative, with the query and its positive, as in the released files: four
+    negatives of a query then make four examples, and an epoch is four times as long."""
+
+
+@dataclass(frozen=True)
+class FirstRetrieverSettings(ContrastiveSettings):
     """Training of the first retriever, on labelled positives."""
 
+    queries: int | None = None
+    """Training queries to use; all of them when empty. 0 takes the model as it is."""
     negatives: int = 1
     """Negatives a query, beside those in the batch; 0 for none."""
     candidates: Literal["random", "bm25"] = "random"
@@ -370,7 +386,9 @@ class FirstRetrieverSettings(WarmupSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(0, negatives=self.negatives)
+        at_least(0, negatives=self.negatives, queries=self.queries)
+        if self.single_negatives:
+            at_least(1, negatives=self.negatives)
         if self.candidates == "bm25":
             _need_bm25s("candidates=bm25")
 
@@ -401,7 +419,7 @@ class DenoisingSettings:
     """An unlabelled query's best candidate is its positive if the re-ranker's probability is above this."""
 
     def __post_init__(self) -> None:
-        _at_least(1, depth=self.depth, scored=self.scored, negatives=self.negatives)
+        at_least(1, depth=self.depth, scored=self.scored, negatives=self.negatives)
         if not self.negatives < self.scored <= self.depth:
             raise ValueError(
                 f"negatives={self.negatives}, scored={self.scored}, depth={self.depth}: "
@@ -411,7 +429,7 @@ class DenoisingSettings:
 
 
 @dataclass(frozen=True)
-class DenoisedStepSettings(StageSettings):
+class DenoisedStepSettings(ContrastiveSettings):
     """Training of a retriever on denoised hard negatives."""
 
     denoise: bool = True
@@ -421,7 +439,7 @@ class DenoisedStepSettings(StageSettings):
 
 
 @dataclass(frozen=True)
-class AugmentedStepSettings(StageSettings):
+class AugmentedStepSettings(ContrastiveSettings):
     """Training of a retriever on labelled and pseudo-labelled queries."""
 
     start: Literal["start", "step1", "step3"] = "start"
@@ -446,7 +464,7 @@ class RocketQASettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class PretrainingSettings(StageSettings):
+class PretrainingSettings(ContrastiveSettings):
     """PAIR's first stage."""
 
     alpha: float = 0.1
@@ -461,6 +479,8 @@ class PretrainingSettings(StageSettings):
 class PairSettings(RunSettings):
     """Everything that `rocketqa train pair` reads."""
 
+    retriever: RetrieverSettings = field(default_factory=lambda: RetrieverSettings(shared=True))
+    """The dual encoder, of one tower."""
     teacher_retriever: FirstRetrieverSettings = field(default_factory=FirstRetrieverSettings)
     """The retriever that finds the candidates."""
     teacher_reranker: FirstRerankerSettings = field(default_factory=FirstRerankerSettings)
@@ -469,7 +489,7 @@ class PairSettings(RunSettings):
     """The pseudo-labelled data, and the negatives of the labelled ones."""
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     """Stage 1: query-centric and passage-centric loss on pseudo-labelled data."""
-    finetuning: StageSettings = field(default_factory=StageSettings)
+    finetuning: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     """Stage 2: query-centric loss on labelled and pseudo-labelled data."""
 
     def __post_init__(self) -> None:

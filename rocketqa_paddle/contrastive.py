@@ -23,13 +23,15 @@ class Contrastive(Generic[Example]):
     Args:
         encode: examples → vectors, tensors whose rows are in the examples' order and as many for each.
         loss: these tensors, of all ranks → named scalars.
+        cross_batch: whether they are of all ranks; else each rank takes the loss of its own.
     """
 
     encode: Callable[[Sequence[Example]], Sequence[Tensor]]
     loss: Callable[..., Mapping[str, Tensor]]
+    cross_batch: bool = True
 
 
-def in_batch(retriever: Checkpoint, alpha: float = 0.0) -> Contrastive[Group]:
+def in_batch(retriever: Checkpoint, alpha: float = 0.0, *, cross_batch: bool = True) -> Contrastive[Group]:
     """Every query against the passages of all queries: in-batch and cross-batch negatives.
 
     RocketQA (Qu et al., NAACL 2021), section 3.1.
@@ -37,6 +39,7 @@ def in_batch(retriever: Checkpoint, alpha: float = 0.0) -> Contrastive[Group]:
     Args:
         retriever: the dual encoder to train.
         alpha: weight of PAIR's passage-centric part; the groups then need negatives.
+        cross_batch: contrast with the passages of all processes, not of this one alone.
     """
 
     def encode(groups: Sequence[Group]) -> Sequence[Tensor]:
@@ -50,4 +53,4 @@ def in_batch(retriever: Checkpoint, alpha: float = 0.0) -> Contrastive[Group]:
     def loss(*vectors: Tensor) -> dict[str, Tensor]:
         return {"loss": losses.pair(*vectors, alpha=alpha) if alpha else losses.in_batch(*vectors)}
 
-    return Contrastive(encode, loss)
+    return Contrastive(encode, loss, cross_batch)

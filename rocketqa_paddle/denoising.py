@@ -11,16 +11,17 @@ from functools import cached_property
 from rocketqa_paddle import contrastive, distributed, formats, warmup
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import (
+    ContrastiveSettings,
     DenoisingSettings,
     FirstRerankerSettings,
     FirstRetrieverSettings,
     RunSettings,
-    StageSettings,
 )
 from rocketqa_paddle.mining import Calibration, Miner, calibrate, describe_scores
-from rocketqa_paddle.pipeline import Line, Pipeline, QuerySets
+from rocketqa_paddle.pipeline import Line, Pipeline
 from rocketqa_paddle.records import Group, Run, Split, with_positives
 from rocketqa_paddle.stages import Stage
+from rocketqa_paddle.staging import QuerySets
 from rocketqa_paddle.warmup import mined, training_work
 
 LABELLED, UNLABELLED = "train.labelled", "train.unlabelled"
@@ -59,7 +60,16 @@ class DenoisingRun(Pipeline):
         asked, listed = (self.draw_queries(0, settings.queries) for settings in (s, r))
 
         def train_retriever() -> None:
-            retriever = warmup.train_retriever(self, self._retriever, asked, s, s.negatives, s.candidates)
+            retriever = warmup.train_retriever(
+                self,
+                self._retriever,
+                asked,
+                s,
+                s.negatives,
+                s.candidates,
+                cross_batch=s.cross_batch,
+                single_negatives=s.single_negatives,
+            )
             self.search(self._retriever, retriever, searches)
 
         def train_reranker() -> None:
@@ -91,7 +101,7 @@ class DenoisingRun(Pipeline):
         stage: str,
         start: str,
         groups: Callable[[], list[Group]],
-        settings: StageSettings,
+        settings: ContrastiveSettings,
         searches: QuerySets,
         alpha: float = 0.0,
     ) -> None:
@@ -106,8 +116,14 @@ class DenoisingRun(Pipeline):
             alpha: weight of the passage-centric loss.
         """
         retriever = self.start_retriever() if start == "start" else self.trained_retriever(start)
-        loss = contrastive.in_batch(retriever, alpha)
-        trained = self.trained(stage, {"retriever": retriever}, groups, loss, settings)
+        loss = contrastive.in_batch(retriever, alpha, cross_batch=settings.cross_batch)
+
+        def examples() -> list[Group]:
+            if not settings.single_negatives:
+                return groups()
+            return [single for group in groups() for single in group.singles()]
+
+        trained = self.trained(stage, {"retriever": retriever}, examples, loss, settings)
         self.search(stage, trained["retriever"], searches)
 
     def trained_retriever(self, stage: str) -> Checkpoint:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from rocketqa_paddle import formats
-from rocketqa_paddle.config import check_thresholds
+from rocketqa_paddle.config import at_least, check_thresholds
 from rocketqa_paddle.device import select_device
 from rocketqa_paddle.records import Group, Passage, Qrels, Query, Run, Split, with_positives
 
@@ -59,6 +59,8 @@ def mine(
         use_cuda: compute on a GPU
     """
     _check(policy, qrels, run, output, report)
+    at_least(1, negatives=negatives, scored=scored, batch_size=batch_size)
+    at_least(0, skip=skip)
     check_thresholds(negative_below, positive_above)
     labels = formats.load_qrels(qrels) if qrels else {}
     hits = formats.read_run(run) if run else {}
@@ -76,6 +78,8 @@ def mine(
         best = {query_id: found[:scored] for query_id, found in hits.items() if query_id in asked}
         judged = _score(reranker, best, corpus, Split(asked, labels), batch_size) if reranker else best
     calibration = fit(judged, labels, seed) if calibrate else Calibration()
+    if calibration.slope <= 0:
+        raise ValueError("the re-ranker scores other candidates above labelled positives: train it longer")
     if report:
         print(ScoreReport(judged, labels, calibration))
     if not policy:

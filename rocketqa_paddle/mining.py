@@ -97,7 +97,10 @@ class Calibration:
 
 
 def calibrate(scored: Run, qrels: Qrels, seed: int) -> Calibration:
-    """Fit a re-ranker's probabilities to the labelled positives of a scored run and its other candidates."""
+    """Fit a re-ranker's probabilities to the labelled positives of a scored run and its other candidates.
+
+    A slope that is not above 0 says that the re-ranker is of no use: it likes other candidates better.
+    """
     scores = [
         (hit.score, qrels.get(hit.query_id, {}).get(hit.passage_id, 0) > 0)
         for hits in scored.values()

@@ -1,4 +1,4 @@
-"""A run and its folder: the steps that all systems share, each finished piece a file.
+"""What the stages of all systems are made of, each finished piece a file.
 
 A step first looks for its file and computes only what is not there, so a run that was stopped goes
 on where it was. All ranks compute; rank 0 writes.
@@ -6,19 +6,12 @@ on where it was. All ranks compute; rank 0 writes.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import random
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import paddle
-import yaml
 
 from rocketqa_paddle import (
     checkpoints,
@@ -26,32 +19,18 @@ from rocketqa_paddle import (
     distributed,
     formats,
     metrics,
-    plan,
     report,
     retrieval,
-    starting,
 )
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RunSettings, StageSettings
 from rocketqa_paddle.index import VectorIndex
-from rocketqa_paddle.records import Collection, Group, Query, Run, Split
+from rocketqa_paddle.records import Group, Query, Run
 from rocketqa_paddle.report import Row
 from rocketqa_paddle.retrieval import CorpusIndex
-from rocketqa_paddle.stages import ALL, Ledger, Selection, Stage, State, Work, stage_digest
+from rocketqa_paddle.staging import QuerySets, StagedRun
 from rocketqa_paddle.storage import write_text
-from rocketqa_paddle.trainer import Loss, MetricsLog, Trainer
-
-QuerySets = Mapping[str, tuple[Mapping[str, Query], int]]
-"""Queries by the name of their set, and how many passages to retrieve for each."""
-
-# Settings that change how a run is computed, not what comes out.
-_MAY_CHANGE = {
-    "retriever.start",
-    "reranker.start",
-    "retriever.recompute",
-    "reranker.recompute",
-    "joint.rounds",
-}
+from rocketqa_paddle.trainer import Loss, Trainer
 
 
 @dataclass(frozen=True)
@@ -64,251 +43,24 @@ class Line:
     """For a re-ranker, the stage whose retriever gives the candidates."""
 
 
-class Pipeline:
-    """The shared part of a run.
+class Pipeline(StagedRun):
+    """A run of stages that retrieve, train, re-rank and measure.
 
     Args:
-        settings: read here for data, networks and evaluation.
+        settings: of the run.
 
     Raises:
         ValueError: the data do not hold together, or a measure is unknown. Before any long work.
     """
 
     def __init__(self, settings: RunSettings) -> None:
-        self.settings, self.folder = settings, Path(settings.output)
         metrics.parse_measures(settings.evaluation.measures)
-        self.collection, self._evaluated = load_collection(settings)
-        self.passages = self.collection.passages
-        self.train_split = _sample(
-            self.collection.splits[settings.data.train], settings.data.max_train_queries
-        )
-        self.unlabelled = self._unlabelled_split()
-        self.log = MetricsLog(self.folder / "metrics.jsonl")
-        self.ledger = Ledger(self.folder)
-        self._starts: dict[str, starting.Start] = {}
-        self._stages: dict[str, Stage] = {}  # those done so far, in order
-        self._corpus_digest = digest_records(self.passages.values())
-        self._vocabulary = self.folder / "vocabulary" / self._corpus_digest  # of networks from scratch
+        super().__init__(settings)
 
     @property
     def measure(self) -> str:
         """The measure that chooses."""
         return self.settings.evaluation.measures[0]
-
-    def split(self, name: str) -> Split:
-        """Queries and judgements that a dev or test split is measured by."""
-        return self._evaluated[name]
-
-    def say(self, text: str) -> None:
-        """Tell the user, once for all ranks."""
-        if distributed.is_main():
-            print(text, flush=True)
-
-    def _unlabelled_split(self) -> Split:
-        """Queries without labels: those of the split that are not labelled training queries, too."""
-        name = self.settings.data.unlabelled
-        if name is None:
-            return Split({})
-        asked = self.collection.splits[name].queries
-        labelled = {_key(query) for query in self.train_split.queries.values()}
-        queries = {i: query for i, query in asked.items() if _key(query) not in labelled}
-        if len(queries) < len(asked):
-            self.say(
-                f"unlabelled: {len(asked) - len(queries)} of {len(asked)} queries of {name!r} are labelled "
-                "training queries, too: left out"
-            )
-        if not queries:
-            raise ValueError(
-                f"data.unlabelled: every query of {name!r} is a labelled training query: name another split, "
-                "set max_train_queries to leave some over, or leave data.unlabelled empty"
-            )
-        return Split(queries)
-
-    # Stages -------------------------------------------------------------------------------------
-
-    def run(self, stages: Sequence[Stage], complete: Callable[[], None], selection: Selection = ALL) -> None:
-        """Do the stages that are not finished, each once, then `complete`.
-
-        A stage is done again where its settings or inputs have changed, and is said to be.
-
-        Raises:
-            ValueError: the selection names a stage that there is not, or skips one that is not finished.
-        """
-        names = [stage.name for stage in stages]
-        selection.check(names)
-        given, wanted = selection.split(names)
-        if selection.dry_run:
-            self._tell_plan(stages, given, wanted)
-            return
-        claim_folder(self.settings)
-        self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
-        digests: dict[str, str] = {}
-        for stage in stages:
-            if stage.name in given:
-                digests[stage.name] = self.ledger.digest(stage.name)
-                self._stages[stage.name] = stage
-            elif stage.name in wanted:
-                self._do(stage, digests)
-                digests[stage.name] = stage_digest(stage, digests)
-        if wanted and wanted[-1] == names[-1]:
-            complete()
-        else:
-            self.say(f"ended after {wanted[-1]}, as asked; leave out --until-stage to go on")
-
-    def _do(self, stage: Stage, before: Mapping[str, str]) -> None:
-        state = self.ledger.state(stage, before)
-        if state.status == "finished":
-            self.say(f"{stage.name}: finished before")
-        else:
-            for change in state.changes:
-                self.say(f"{stage.name}: done again: {change}")
-            distributed.barrier()  # every rank has read the record
-            if distributed.is_main():
-                self._clear(stage, before, state)
-            distributed.barrier()
-            stage.run()
-        self._stages[stage.name] = stage
-        if state.status != "finished":
-            self._write_stage_table()
-            if distributed.is_main():
-                self.ledger.finish(stage, before)
-            distributed.barrier()
-
-    def _clear(self, stage: Stage, before: Mapping[str, str], state: State) -> None:
-        """Rank 0: drop what a stage left that was made with other settings."""
-        if state.status in ("changed", "search again"):
-            self.log.forget(stage.name, only_measures=state.status == "search again")
-        if state.status == "changed":
-            shutil.rmtree(self.folder / "last", ignore_errors=True)
-        for path in (self.folder / "best").glob("*.tsv"):
-            path.unlink()
-        (self.folder / "report.md").unlink(missing_ok=True)
-        self.ledger.begin(stage, before, state)
-
-    def _tell_plan(self, stages: Sequence[Stage], given: Sequence[str], wanted: Sequence[str]) -> None:
-        """Tell what would be done; nothing is written."""
-        digests = {name: self.ledger.digest(name) for name in given}
-        states = {name: State("finished") for name in given}
-        for stage in stages:
-            if stage.name in wanted:
-                states[stage.name] = self.ledger.state(stage, digests)
-                digests[stage.name] = stage_digest(stage, digests)
-        with tempfile.TemporaryDirectory() as vocabulary:
-            self._vocabulary = Path(vocabulary)
-            models = {"retriever": self.start_retriever(), "reranker": self.start_reranker()}
-            queries = list(self.train_split.queries.values())
-            speed = plan.measure(*models.values(), list(self.passages.values()), queries)
-        sizes = {name: plan.parameters(model) for name, model in models.items()}
-        self.say(plan.table(stages, states, speed, sizes))
-
-    def stage(
-        self,
-        name: str,
-        title: str,
-        run: Callable[[], None],
-        *,
-        sections: Sequence[str],
-        after: Sequence[str] = (),
-        work: Work,
-        searches: QuerySets | None = None,
-        also: Mapping[str, Any] | None = None,
-    ) -> Stage:
-        """A stage of this run, with what decides its outcome.
-
-        Args:
-            name: names its folder.
-            title: what tables call it.
-            run: does it.
-            sections: settings that it reads, beside data, seed and precision.
-            after: the stages whose results it reads.
-            work: of its training.
-            searches: query sets that its retriever searches for, beside dev and tests; None if it has none.
-            also: more that decides its outcome.
-        """
-        s = self.settings
-        evaluated = {n: (self.split(n).queries, s.evaluation.depth) for n in [s.data.dev, *s.data.tests]}
-        if searches is not None:
-            sets = [*evaluated.values(), *searches.values()]
-            encoded = len(self.passages) + sum(len(queries) for queries, _ in sets)
-            hits = work.hits + sum(len(queries) * depth for queries, depth in sets)
-            work = dataclasses.replace(work, encoded=encoded, hits=hits)
-        asked = {
-            f"search for {n}": digest_records(q.values()) + f" to {k}"
-            for n, (q, k) in (searches or {}).items()
-        }
-        judged = {f"{n} queries": f"{digest_split(self.split(n))} to {k}" for n, (_, k) in evaluated.items()}
-        return Stage(
-            name,
-            title,
-            run,
-            self._facts(sections) | dict(also or {}),
-            after,
-            {**judged, "evaluation.rerank_depth": s.evaluation.rerank_depth, **asked},
-            work,
-        )
-
-    @property
-    def unlabelled_facts(self) -> dict[str, str]:
-        """For `also` of a stage that trains on unlabelled queries."""
-        return {"unlabelled queries": digest_split(self.unlabelled)}
-
-    def _facts(self, sections: Sequence[str]) -> dict[str, Any]:
-        settings = self.settings
-        facts: dict[str, Any] = {
-            "seed": settings.seed,
-            "precision": settings.precision,
-            "corpus": self._corpus_digest,
-            "labelled queries": digest_split(self.train_split),
-        }
-        for key, value in _flat(dataclasses.asdict(settings)).items():
-            if key not in _MAY_CHANGE and any(key == s or key.startswith(f"{s}.") for s in sections):
-                facts[key] = value
-        for model in {"retriever", "reranker"} & set(sections):
-            facts[f"{model}'s start weights"] = self._start_digest(getattr(settings, model).start)
-        return facts
-
-    def _start_digest(self, start: str) -> str:
-        if start in starting.SIZES:
-            return f"{start}, vocabulary of {self._corpus_digest}"
-        return starting.digest(self._read_start(start))
-
-    # Networks -----------------------------------------------------------------------------------
-
-    def start_retriever(self) -> Checkpoint:
-        """The dual encoder before any training."""
-        s = self.settings.retriever
-        return starting.start_retriever(
-            self._read_start(s.start),
-            s.query_length,
-            s.passage_length,
-            for_cn=s.for_cn,
-            shared=s.shared,
-            pooling=s.pooling,
-            normalize=s.normalize,
-            temperature=s.temperature,
-            dropout=s.dropout,
-            use_recompute=s.recompute,
-        )
-
-    def start_reranker(self) -> Checkpoint:
-        """The cross encoder before any training."""
-        s = self.settings.reranker
-        return starting.start_reranker(
-            self._read_start(s.start),
-            s.length,
-            for_cn=s.for_cn,
-            head=s.head,
-            dropout=s.dropout,
-            use_recompute=s.recompute,
-        )
-
-    def _read_start(self, start: str) -> starting.Start:
-        corpus = (f"{passage.title} {passage.text}" for passage in self.passages.values())
-        if start not in self._starts:
-            with distributed.main_first():
-                self._starts[start] = starting.read_start(start, corpus, self._vocabulary)
-        paddle.seed(self.settings.seed)
-        return self._starts[start]
 
     # Queries ------------------------------------------------------------------------------------
 
@@ -367,11 +119,11 @@ class Pipeline:
 
     def trained_stages(self, model: str) -> list[str]:
         """The stages done so far that trained a model of this name."""
-        return [name for name in self._stages if (self.folder / name / model).is_dir()]
+        return [name for name in self.done if (self.folder / name / model).is_dir()]
 
     def title(self, stage: str) -> str:
         """What tables call a stage that is done."""
-        return self._stages[stage].title
+        return self.done[stage].title
 
     def _dev_hits(self, stage: str) -> Path:
         return self.hits_path(stage, self.settings.data.dev)
@@ -592,10 +344,10 @@ class Pipeline:
         progress = f"{line.stage}: re-rank {name}"
         return self.rerank(path, reranker, hits, self.split(name).queries, depth, progress)
 
-    def _write_stage_table(self) -> None:
+    def stage_done(self) -> None:
         """`stages.md`: dev measures of every model so far."""
         rows = []
-        for name, stage in self._stages.items():
+        for name, stage in self.done.items():
             paths = {"retriever": self._dev_hits(name), "re-ranker": self.folder / name / "reranked.dev.tsv"}
             rows += [
                 Row(f"{model}, {stage.title}", formats.read_run(path))
@@ -607,88 +359,3 @@ class Pipeline:
             title = f"**{dev}** after every stage, {len(self.split(dev).queries)} queries"
             text = report.table(title, rows, self.split(dev).qrels, self.settings.evaluation.measures)
             write_text(self.folder / "stages.md", text + "\n")
-
-
-def claim_folder(settings: RunSettings) -> None:
-    """Write the settings to the run folder's `config.yaml`; what has changed, the stages' records tell.
-
-    Raises:
-        ValueError: the folder holds a run of another system.
-    """
-    path = Path(settings.output) / "config.yaml"
-    ours = dataclasses.asdict(settings)
-    if path.is_file():
-        theirs = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if theirs.keys() != ours.keys():
-            differ = ", ".join(sorted(theirs.keys() ^ ours.keys()))
-            raise ValueError(
-                f"{path}: a run of another system, or version, began this folder (it differs in {differ}): "
-                "choose another --output"
-            )
-    distributed.barrier()  # every rank has read it
-    if distributed.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(ours, sort_keys=False))
-    distributed.barrier()
-
-
-def digest_records(records: Iterable[Any]) -> str:
-    """16 hexadecimal digits that name some records and their order."""
-    state = hashlib.sha256()
-    for record in records:
-        state.update(repr(record).encode())
-    return state.hexdigest()[:16]
-
-
-def digest_split(split: Split) -> str:
-    """Of queries and judgements."""
-    return digest_records([*split.queries.values(), *split.qrels.items()])
-
-
-def digest_file(path: str | Path) -> str:
-    """16 hexadecimal digits that name a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _key(query: Query) -> str:
-    """What makes two queries one, whatever their ids."""
-    return " ".join(query.text.split()).casefold()
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted keys."""
-    flat = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def load_collection(settings: RunSettings) -> tuple[Collection, dict[str, Split]]:
-    """Read the corpus and the splits that the settings name.
-
-    Returns:
-        The collection, and apart from it the dev and test splits, cut down to the queries asked for.
-
-    Raises:
-        ValueError: a split that trains or measures has no judgements.
-    """
-    data = settings.data
-    judged = [data.train, data.dev, *data.tests]
-    splits = dict.fromkeys([*judged, *([data.unlabelled] if data.unlabelled else [])])
-    collection = formats.read_collection(data.folder, list(splits))
-    for name in judged:
-        if not collection.splits[name].qrels:
-            raise ValueError(
-                f"{data.folder}: split {name!r} has no judgements (qrels.{name}.tsv), but it needs them"
-            )
-    limits = {**dict.fromkeys(data.tests, data.max_test_queries), data.dev: data.max_dev_queries}
-    return collection, {name: _sample(collection.splits[name], limit) for name, limit in limits.items()}
-
-
-def _sample(split: Split, count: int | None) -> Split:
-    """A split cut down to `count` queries, the same ones every time."""
-    if count is None or count >= len(split.queries):
-        return split
-    kept = random.Random(0).sample(sorted(split.queries), count)
-    return Split({i: split.queries[i] for i in kept}, {i: split.qrels[i] for i in kept})

@@ -60,6 +60,11 @@ class Group:
     def __post_init__(self) -> None:
         assert len(self.passages) == len(self.labels), (len(self.passages), len(self.labels))
 
+    def singles(self) -> list[Group]:
+        """A group of every negative, with the query and the positive."""
+        positive, *negatives = self.passages
+        return [Group(self.query, (positive, negative), (1, 0), self.source) for negative in negatives]
+
 
 @dataclass(frozen=True)
 class Split:

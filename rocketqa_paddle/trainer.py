@@ -263,13 +263,16 @@ class Trainer(Generic[Example]):
             return self.loss.encode(part)
 
     def _contrast(self, vectors: Sequence[Tensor]) -> dict[str, float]:
-        """Backward through the loss of all ranks' vectors, which each rank computes whole.
+        """Backward through the loss of all ranks' vectors, which each computes whole, or of its own.
 
-        Each keeps the gradient of its own rows. Their sum is wanted, and `average_gradients` will take the
-        mean: hence the factor.
+        Of all ranks', each keeps the gradient of its own rows. Their sum is wanted, and `average_gradients`
+        will take the mean: hence the factor.
         """
-        losses = self.loss.loss(*map(distributed.gather_rows, vectors))
-        self.scaler.scale(losses["loss"] * distributed.world_size()).backward()
+        if self.loss.cross_batch:
+            losses, factor = self.loss.loss(*map(distributed.gather_rows, vectors)), distributed.world_size()
+        else:
+            losses, factor = self.loss.loss(*vectors), 1
+        self.scaler.scale(losses["loss"] * factor).backward()
         return {name: float(value) for name, value in losses.items()}
 
     def _seed_dropout(self, part: int) -> None:

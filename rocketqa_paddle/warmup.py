@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from rocketqa_paddle import contrastive, distributed, formats, losses, retrieval
 from rocketqa_paddle.checkpoints import Checkpoint
-from rocketqa_paddle.config import RerankerWarmupSettings, StageSettings
+from rocketqa_paddle.config import ContrastiveSettings, RerankerWarmupSettings, StageSettings
 from rocketqa_paddle.mining import Miner
 from rocketqa_paddle.pipeline import Pipeline
 from rocketqa_paddle.records import Group, Query, Run
@@ -32,6 +32,9 @@ def train_retriever(
     settings: StageSettings,
     negatives: int = 0,
     source: Literal["random", "bm25"] = "random",
+    *,
+    cross_batch: bool = True,
+    single_negatives: bool = False,
 ) -> Checkpoint:
     """Labelled positives against all passages of the batch, on every process, and a few negatives more.
 
@@ -42,17 +45,20 @@ def train_retriever(
         settings: of the training.
         negatives: beside those in the batch, a query.
         source: where they come from, the whole corpus or what BM25 finds.
+        cross_batch: see `contrastive.in_batch`.
+        single_negatives: make an example of every negative.
     """
     retriever = run.start_retriever()
 
     def groups() -> list[Group]:
         candidates, easy = (_bm25(run, stage, queries), 0) if source == "bm25" else ({}, negatives)
         miner = Miner(run.passages, run.train_split.qrels, negatives, run.settings.seed)
-        return mined(run, stage, miner, miner.undenoised(queries.values(), candidates, easy=easy))
+        built = mined(run, stage, miner, miner.undenoised(queries.values(), candidates, easy=easy))
+        return [single for group in built for single in group.singles()] if single_negatives else built
 
     if not queries:
         return run.as_it_is(stage, "retriever", retriever)
-    loss = contrastive.in_batch(retriever)
+    loss = contrastive.in_batch(retriever, cross_batch=cross_batch)
     return run.trained(stage, {"retriever": retriever}, groups, loss, settings)["retriever"]
 
 
@@ -125,6 +131,8 @@ def training_work(model: str, settings: StageSettings, queries: int, negatives: 
 
     `scored` pairs go through a re-ranker before.
     """
+    if isinstance(settings, ContrastiveSettings) and settings.single_negatives:
+        queries, negatives = queries * negatives, 1
     steps = total_steps(settings, queries) if queries else 0
     groups = steps * settings.batch_size * distributed.world_size()
     texts = groups * (2 + negatives) if model == "retriever" else 0

@@ -468,7 +468,7 @@ def test_an_empty_file(fails, best, tmp_path):
     flags = words(checkpoint=best / "retriever", passages=tmp_path / "empty", output=tmp_path / "x")
     assert "empty file, expected one passage a line" in fails("index", *flags)
     flags = words(checkpoint=best, queries=tmp_path / "empty", output=tmp_path / "x")
-    assert "empty file, expected one passage a line" in fails("search", *flags)
+    assert "empty file, expected one query a line" in fails("search", *flags)
 
 
 def test_an_id_that_stands_twice(fails, best, data, a_run, tmp_path):

@@ -60,6 +60,15 @@ def test_ranks_take_the_step_of_one_process_with_the_whole_batch(
     assert_one_step(ranks, whole, parts)
 
 
+def test_without_cross_batch_each_process_contrasts_with_its_own(ranks: Arrays, tmp_path: Path) -> None:
+    expected = contrastive_worker.step(tmp_path, negatives=2, shares=int(ranks["shares"]))
+    del expected["loss"]  # the log has that of rank 0
+    difference = sum(((ranks[f"own/{name}"] - array) ** 2).sum() for name, array in expected.items())
+    total = sum((array**2).sum() for array in expected.values())
+    assert total > 0.01
+    assert np.sqrt(difference / total) < 1e-5
+
+
 def test_parts_take_the_step_of_the_whole_batch(whole: Arrays) -> None:
     assert_one_step(whole, whole, 2)
 

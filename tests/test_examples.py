@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -12,10 +13,11 @@ import toy
 import yaml
 
 from rocketqa_paddle import checkpoints, cli
-from rocketqa_paddle.config import RocketQAv2Settings
 from rocketqa_paddle.index import VectorIndex
 
-SCRIPT = toy.ROOT / "examples" / "train_joint.sh"
+SYSTEMS = {"train_joint": "rocketqav2", "train_rocketqa": "rocketqa", "train_pair": "pair"}
+SCRIPTS = {name: toy.ROOT / "examples" / f"{name}.sh" for name in SYSTEMS}
+SCRIPT = SCRIPTS["train_joint"]
 CONFIGS = sorted((toy.ROOT / "examples" / "configs").glob("*.yaml"))
 
 
@@ -71,7 +73,7 @@ def test_the_script_from_another_folder(data, tmp_path):
 
     again = toy.run(*command, cwd=tmp_path, PYTHON=sys.executable)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "trained before, loaded" in again.stdout
+    assert "round-002: finished before" in again.stdout
     assert (tmp_path / "runs/mine/report.md").read_text() == report
 
 
@@ -110,15 +112,16 @@ def stub(folder) -> os.PathLike:
     return path
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("start", ["weights", "scratch"])
-def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, start):
+def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, start, name):
     """Without running it: which commands it would run, and that the real parser takes them."""
     python = stub(tmp_path)
     (tmp_path / start).touch()
     if not (toy.ROOT / "data" / "pydocs").is_dir() and rank == "1":
         pytest.skip("rank 1 would wait for data/pydocs, which is not built")
-    done = toy.run(SCRIPT, cwd=tmp_path, PYTHON=str(python), PADDLE_TRAINER_ID=rank)
+    done = toy.run(SCRIPTS[name], cwd=tmp_path, PYTHON=str(python), PADDLE_TRAINER_ID=rank)
     assert done.returncode == 0, done.stderr
     calls = [line.split("\x1f")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
     assert {folder for folder, *_ in calls} == {str(toy.ROOT)}
@@ -126,7 +129,8 @@ def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, start):
     assert [words[0] for words in commands] == (["train", "search"] if rank == "0" else ["train"])
     monkeypatch.chdir(toy.ROOT)
     calls = [cli.parse(words) for words in commands]
-    trained = calls[0].args[0]
+    system, trained, _ = calls[0].args
+    assert system == SYSTEMS[name]
     assert ("package:" in trained.retriever.start) == (start == "weights")
     if rank == "0":
         assert calls[1].keywords["checkpoint"] == f"{trained.output}/best"
@@ -136,24 +140,31 @@ def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, start):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_read_by_the_real_parser(path, monkeypatch):
     monkeypatch.chdir(toy.ROOT)
-    settings = cli.parse(["train", "rocketqav2", "--config", str(path)]).args[0]
-    assert isinstance(settings, RocketQAv2Settings)
-    written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert settings.output == written["output"]
-    assert settings.joint.groups.negatives == written["joint"]["groups"]["negatives"]
-    assert settings.retriever.start == written["retriever"]["start"]
-    assert settings.joint.groups.negatives <= settings.joint.groups.depth
+    name = path.stem.partition("-")[0]
+    system, settings, _ = cli.parse(["train", name, "--config", str(path)]).args
+    assert (system, type(settings)) == (name, cli.SYSTEMS[name][0])
+    check_settings(yaml.safe_load(path.read_text(encoding="utf-8")), dataclasses.asdict(settings))
     for name in re.findall(r"(?:examples|data/pydocs)[\w/.-]+\.(?:yaml|sh|py|tsv)", path.read_text()):
         assert (toy.ROOT / name).exists(), name
 
 
+def check_settings(written, read) -> None:
+    """Every value of the file arrived."""
+    for key, value in written.items():
+        if isinstance(value, dict):
+            check_settings(value, read[key])
+        else:
+            assert read[key] == value, key
+
+
 def test_there_are_configs():
     assert [path.stem for path in CONFIGS if "pydocs" in path.stem]
-    used = re.findall(r"examples/configs/([\w-]+)\.yaml", SCRIPT.read_text())
-    assert set(used) <= {path.stem for path in CONFIGS}
+    assert {f"{system}-pydocs" for system in SYSTEMS.values()} <= {path.stem for path in CONFIGS}
 
 
-def test_the_script_is_executable_and_sound():
-    assert os.access(SCRIPT, os.X_OK)
-    done = toy.run("bash", "-n", SCRIPT, cwd=toy.ROOT)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=list(SCRIPTS))
+def test_the_scripts_are_executable_and_sound(script):
+    assert os.access(script, os.X_OK)
+    for path in (script, script.with_name("train.sh")):
+        done = toy.run("bash", "-n", path, cwd=toy.ROOT)
+        assert done.returncode == 0, done.stderr

@@ -19,8 +19,8 @@ FLOORS = {
     for floor, names in {
         6: "cli __main__ serve mine",
         5: "systems.rocketqa systems.pair systems.rocketqav2 systems.ar2 systems",
-        4: "trainer mining pipeline report finetune models plan warmup denoising thresholds",
-        3: "retrieval scoring contrastive",
+        4: "trainer mining pipeline report finetune models plan staging warmup denoising thresholds",
+        3: "retrieval scoring contrastive dataset",
         2: "checkpoints convert convert.weights convert.reference convert.paddlenlp convert.huggingface "
         "hub starting",
         1: "encoders batching formats metrics index",

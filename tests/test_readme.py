@@ -34,7 +34,11 @@ def shell_lines(text: str) -> list[list[str]]:
 
 PYTHON = fences(TEXT, "python")
 SHELL = shell_lines(TEXT)
-SCRIPT = "examples/train_joint.sh"
+SCRIPTS = {
+    "examples/train_joint.sh": "rocketqav2",
+    "examples/train_rocketqa.sh": "rocketqa",
+    "examples/train_pair.sh": "pair",
+}
 
 
 def rocketqa_arguments(words: list[str]) -> list[str] | None:
@@ -43,8 +47,9 @@ def rocketqa_arguments(words: list[str]) -> list[str] | None:
         return words[1:]
     if words[:3] == ["python", "-m", "rocketqa_paddle"]:
         return words[3:]
-    if SCRIPT in words and len(words) > words.index(SCRIPT) + 1:
-        return ["train", "rocketqav2", *words[words.index(SCRIPT) + 1 :]]
+    for place, word in enumerate(words):
+        if word in SCRIPTS and len(words) > place + 1:
+            return ["train", SCRIPTS[word], *words[place + 1 :]]
     return None
 
 
@@ -98,7 +103,7 @@ def test_commands_parse(words, monkeypatch, tmp_path):
     monkeypatch.chdir(toy.ROOT)
     arguments = rocketqa_arguments(words)
     if arguments is None:
-        assert words[0] in {"make", "pip", "git", "cd", SCRIPT}, f"no test knows {words[0]!r}"
+        assert words[0] in {"make", "pip", "git", "cd", *SCRIPTS}, f"no test knows {words[0]!r}"
         if words[0] == "make":
             targets = re.findall(r"^([\w-]+):", (toy.ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert set(words[1:]) <= set(targets)
@@ -124,7 +129,10 @@ def test_commands_run(demo, monkeypatch, capsys):
 def test_links_and_files_exist():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
     names = re.findall(r"`((?:examples|checkpoints|tests|rocketqa_paddle)/[\w./-]*)`", TEXT)
-    configs = [f"examples/configs/{name}" for name in re.findall(r"`(rocketqav2-[\w-]+\.yaml)`", TEXT)]
+    configs = [
+        f"examples/configs/{name}"
+        for name in re.findall(r"`((?:rocketqav2|rocketqa|pair)-[\w-]+\.yaml)`", TEXT)
+    ]
     for name in [*links, *names, *configs]:
         assert (toy.ROOT / name).exists(), name
     assert {f"examples/configs/{path.name}" for path in (toy.ROOT / "examples/configs").glob("*")} == set(
@@ -138,11 +146,12 @@ def test_the_commands_it_speaks_of_exist():
 
 
 def test_the_flags_it_speaks_of_exist(capsys):
-    with pytest.raises(SystemExit):
-        cli.parse(["train", "rocketqav2", "--help"])
+    for words in [*(["train", system] for system in SCRIPTS.values()), *([name] for name in cli.COMMANDS)]:
+        with pytest.raises(SystemExit):
+            cli.parse([*words, "--help"])
     text = capsys.readouterr().out
-    for line in re.findall(r"`(--[a-z_]+\.[\w.]+)", TEXT):
-        assert line in text
+    for flag in re.findall(r"`(--[a-z_-]+(?:\.[\w.]+)?)", TEXT):
+        assert flag in text, flag
 
 
 def test_nothing_is_left_to_fill_in():

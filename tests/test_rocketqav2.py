@@ -15,7 +15,7 @@ import pytest
 import toy
 import yaml
 
-from rocketqa_paddle import checkpoints, formats, losses, metrics, mining, models, pipeline, retrieval
+from rocketqa_paddle import checkpoints, dataset, formats, losses, metrics, mining, models, pipeline, retrieval
 from rocketqa_paddle.config import (
     DataSettings,
     EvaluationSettings,
@@ -504,9 +504,9 @@ def test_a_reranker_that_cannot_start(whole, data, tmp_path, wrong):
 def test_measuring_on_a_sample_leaves_the_training_split_whole(data, tmp_path):
     """A table row for the training split is a common check."""
     source = DataSettings(folder=str(data), tests=["train"], max_dev_queries=5, max_test_queries=5)
-    loaded, evaluated = pipeline.load_collection(toy.settings(tmp_path, data, data=source))
-    assert len(evaluated["dev"].queries) == 5
-    assert set(evaluated["dev"].qrels) == set(evaluated["dev"].queries)
-    assert len(loaded.splits["train"].queries) == 40
+    loaded = dataset.load(source)
+    assert len(loaded.evaluated["dev"].queries) == len(loaded.evaluated["train"].queries) == 5
+    assert set(loaded.evaluated["dev"].qrels) == set(loaded.evaluated["dev"].queries)
+    assert len(loaded.train.queries) == 40
     run = rocketqav2.JointRun(toy.settings(tmp_path / "run", data, data=source))
     assert len(run.train_split.queries) == 40

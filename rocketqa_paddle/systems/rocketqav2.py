@@ -16,11 +16,13 @@ from paddle import Tensor
 from rocketqa_paddle import formats, losses, warmup
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RocketQAv2Settings
+from rocketqa_paddle.dataset import digest_file, digest_records
 from rocketqa_paddle.mining import Miner, calibrate
-from rocketqa_paddle.pipeline import Line, Pipeline, QuerySets, digest_file, digest_records
+from rocketqa_paddle.pipeline import Line, Pipeline
 from rocketqa_paddle.records import Group, Query, Run, Split, with_positives
 from rocketqa_paddle.scoring import reranker_scores, retriever_scores
 from rocketqa_paddle.stages import ALL, Selection, Stage, Work
+from rocketqa_paddle.staging import QuerySets
 from rocketqa_paddle.warmup import training_work
 
 START, WARMUP = "start", "warm-up"

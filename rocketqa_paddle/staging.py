@@ -1,0 +1,291 @@
+"""A run as a sequence of stages: which are to be done, what decides each, and what they start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import paddle
+import yaml
+
+from rocketqa_paddle import dataset, distributed, plan, starting
+from rocketqa_paddle.checkpoints import Checkpoint
+from rocketqa_paddle.config import RunSettings
+from rocketqa_paddle.dataset import digest_records, digest_split
+from rocketqa_paddle.records import Query, Split
+from rocketqa_paddle.stages import ALL, Ledger, Selection, Stage, State, Work, stage_digest
+from rocketqa_paddle.storage import write_text
+from rocketqa_paddle.trainer import MetricsLog
+
+QuerySets = Mapping[str, tuple[Mapping[str, Query], int]]
+"""Queries by the name of their set, and how many passages to retrieve for each."""
+
+# Settings that change how a run is computed, not what comes out; start weights are named by their digest.
+_MAY_CHANGE = {
+    "retriever.start",
+    "reranker.start",
+    "retriever.recompute",
+    "reranker.recompute",
+    "joint.rounds",
+}
+
+
+class StagedRun:
+    """A run, its folder and its data.
+
+    Args:
+        settings: read here for data, start weights and evaluation.
+
+    Raises:
+        ValueError: the data do not hold together.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings, self.folder = settings, Path(settings.output)
+        self._data = dataset.load(settings.data)
+        for note in self._data.notes:
+            self.say(note)
+        self.passages, self.train_split = self._data.passages, self._data.train
+        self.unlabelled = self._data.unlabelled
+        self.log = MetricsLog(self.folder / "metrics.jsonl")
+        self.ledger = Ledger(self.folder)
+        self.done: dict[str, Stage] = {}
+        """The stages done so far, by name, in order."""
+        self._starts: dict[str, starting.Start] = {}
+        self._corpus_digest = digest_records(self.passages.values())
+        self._vocabulary = self.folder / "vocabulary" / self._corpus_digest  # of networks from scratch
+
+    def split(self, name: str) -> Split:
+        """Queries and judgements that a dev or test split is measured by."""
+        return self._data.evaluated[name]
+
+    def say(self, text: str) -> None:
+        """Tell the user, once for all ranks."""
+        if distributed.is_main():
+            print(text, flush=True)
+
+    def stage_done(self) -> None:
+        """Called after every stage that was not finished before."""
+
+    # Stages -------------------------------------------------------------------------------------
+
+    def run(self, stages: Sequence[Stage], complete: Callable[[], None], selection: Selection = ALL) -> None:
+        """Do the stages that are not finished, each once, then `complete`.
+
+        A stage is done again where its settings or inputs have changed, and is said to be.
+
+        Raises:
+            ValueError: the selection names a stage that there is not, or skips one that is not finished.
+        """
+        names = [stage.name for stage in stages]
+        selection.check(names)
+        given, wanted = selection.split(names)
+        if selection.dry_run:
+            self._tell_plan(stages, given, wanted)
+            return
+        self._claim_folder()
+        self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
+        digests: dict[str, str] = {}
+        for stage in stages:
+            if stage.name in given:
+                digests[stage.name] = self.ledger.digest(stage.name)
+                self.done[stage.name] = stage
+            elif stage.name in wanted:
+                self._do(stage, digests)
+                digests[stage.name] = stage_digest(stage, digests)
+        if wanted[-1] == names[-1]:
+            complete()
+        else:
+            self.say(f"ended after {wanted[-1]}, as asked; leave out --until-stage to go on")
+
+    def _do(self, stage: Stage, before: Mapping[str, str]) -> None:
+        state = self.ledger.state(stage, before)
+        if state.status == "finished":
+            self.say(f"{stage.name}: finished before")
+        else:
+            for change in state.changes:
+                self.say(f"{stage.name}: done again: {change}")
+            distributed.barrier()  # every rank has read the record
+            if distributed.is_main():
+                self._clear(stage, before, state)
+            distributed.barrier()
+            stage.run()
+        self.done[stage.name] = stage
+        if state.status != "finished":
+            self.stage_done()
+            if distributed.is_main():
+                self.ledger.finish(stage, before)
+            distributed.barrier()
+
+    def _clear(self, stage: Stage, before: Mapping[str, str], state: State) -> None:
+        """Rank 0: drop what a stage left that was made with other settings."""
+        if state.status in ("changed", "search again"):
+            self.log.forget(stage.name, only_measures=state.status == "search again")
+        if state.status == "changed":
+            shutil.rmtree(self.folder / "last", ignore_errors=True)
+        for path in (self.folder / "best").glob("*.tsv"):
+            path.unlink()
+        (self.folder / "report.md").unlink(missing_ok=True)
+        self.ledger.begin(stage, before, state)
+
+    def _tell_plan(self, stages: Sequence[Stage], given: Sequence[str], wanted: Sequence[str]) -> None:
+        """Tell what would be done; nothing is written."""
+        digests = {name: self.ledger.digest(name) for name in given}
+        states = {name: State("finished") for name in given}
+        for stage in stages:
+            if stage.name in wanted:
+                states[stage.name] = self.ledger.state(stage, digests)
+                digests[stage.name] = stage_digest(stage, digests)
+        with tempfile.TemporaryDirectory() as vocabulary:
+            self._vocabulary = Path(vocabulary)
+            models = {"retriever": self.start_retriever(), "reranker": self.start_reranker()}
+            queries = list(self.train_split.queries.values())
+            speed = plan.measure(*models.values(), list(self.passages.values()), queries)
+        sizes = {name: plan.parameters(model) for name, model in models.items()}
+        self.say(plan.table(stages, states, speed, sizes))
+
+    def stage(
+        self,
+        name: str,
+        title: str,
+        run: Callable[[], None],
+        *,
+        sections: Sequence[str],
+        after: Sequence[str] = (),
+        work: Work,
+        searches: QuerySets | None = None,
+        also: Mapping[str, Any] | None = None,
+    ) -> Stage:
+        """A stage of this run, with what decides its outcome.
+
+        Args:
+            name: names its folder.
+            title: what tables call it.
+            run: does it.
+            sections: settings that it reads, beside data, seed and precision.
+            after: the stages whose results it reads.
+            work: of its training.
+            searches: query sets that its retriever searches for, beside dev and tests; None if it has none.
+            also: more that decides its outcome.
+        """
+        s = self.settings
+        evaluated = {n: (self.split(n).queries, s.evaluation.depth) for n in [s.data.dev, *s.data.tests]}
+        if searches is not None:
+            sets = [*evaluated.values(), *searches.values()]
+            encoded = len(self.passages) + sum(len(queries) for queries, _ in sets)
+            hits = work.hits + sum(len(queries) * depth for queries, depth in sets)
+            work = dataclasses.replace(work, encoded=encoded, hits=hits)
+        judged = {f"{n} queries": digest_split(self.split(n)) for n in evaluated}
+        asked = {f"{n} queries": digest_records(q.values()) for n, (q, _) in (searches or {}).items()}
+        depths = {f"depth of {n}": k for n, (_, k) in (searches or {}).items()}
+        return Stage(
+            name,
+            title,
+            run,
+            self._facts(sections) | dict(also or {}),
+            after,
+            {
+                **judged,
+                "evaluation.depth": s.evaluation.depth,
+                "evaluation.rerank_depth": s.evaluation.rerank_depth,
+                **asked,
+                **depths,
+            },
+            work,
+        )
+
+    @property
+    def unlabelled_facts(self) -> dict[str, str]:
+        """For `also` of a stage that trains on unlabelled queries."""
+        return {"unlabelled queries": digest_split(self.unlabelled)}
+
+    def _facts(self, sections: Sequence[str]) -> dict[str, Any]:
+        settings = self.settings
+        facts: dict[str, Any] = {
+            "seed": settings.seed,
+            "precision": settings.precision,
+            "corpus": self._corpus_digest,
+            "labelled queries": digest_split(self.train_split),
+        }
+        for key, value in _flat(dataclasses.asdict(settings)).items():
+            if key not in _MAY_CHANGE and any(key == s or key.startswith(f"{s}.") for s in sections):
+                facts[key] = value
+        for model in {"retriever", "reranker"} & set(sections):
+            facts[f"{model}'s start weights"] = self._start_digest(getattr(settings, model).start)
+        return facts
+
+    def _start_digest(self, start: str) -> str:
+        if start in starting.SIZES:
+            return f"{start}, vocabulary of {self._corpus_digest}"
+        return starting.digest(self._read_start(start))
+
+    def _claim_folder(self) -> None:
+        """Write the settings to the folder's `config.yaml`; what has changed, the stages' records tell.
+
+        Raises:
+            ValueError: the folder holds a run of another system.
+        """
+        path, ours = self.folder / "config.yaml", dataclasses.asdict(self.settings)
+        if path.is_file():
+            theirs = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if theirs.keys() != ours.keys():
+                differ = ", ".join(sorted(theirs.keys() ^ ours.keys()))
+                raise ValueError(
+                    f"{path}: a run of another system, or version, began this folder (it differs in "
+                    f"{differ}): choose another --output"
+                )
+        distributed.barrier()  # every rank has read it
+        if distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, yaml.safe_dump(ours, sort_keys=False))
+        distributed.barrier()
+
+    # Networks -----------------------------------------------------------------------------------
+
+    def start_retriever(self) -> Checkpoint:
+        """The dual encoder before any training."""
+        s = self.settings.retriever
+        return starting.start_retriever(
+            self._read_start(s.start),
+            s.query_length,
+            s.passage_length,
+            for_cn=s.for_cn,
+            shared=s.shared,
+            pooling=s.pooling,
+            normalize=s.normalize,
+            temperature=s.temperature,
+            dropout=s.dropout,
+            use_recompute=s.recompute,
+        )
+
+    def start_reranker(self) -> Checkpoint:
+        """The cross encoder before any training."""
+        s = self.settings.reranker
+        return starting.start_reranker(
+            self._read_start(s.start),
+            s.length,
+            for_cn=s.for_cn,
+            head=s.head,
+            dropout=s.dropout,
+            use_recompute=s.recompute,
+        )
+
+    def _read_start(self, start: str) -> starting.Start:
+        corpus = (f"{passage.title} {passage.text}" for passage in self.passages.values())
+        if start not in self._starts:
+            with distributed.main_first():
+                self._starts[start] = starting.read_start(start, corpus, self._vocabulary)
+        paddle.seed(self.settings.seed)
+        return self._starts[start]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
