@@ -829,32 +829,77 @@ def _write_qrels(path: Path, split: Split) -> None:
         _write_rows(path, ((query_id, "0", id, str(relevance)) for query_id, id, relevance in judgements))
 
 
+def check_group_file(path: FilePath, layout: GroupLayout) -> None:
+    """Refuse a name that `read_training_groups` would take for another layout, or that is no file's.
+
+    Raises `ValueError`.
+    """
+    suffix = Path(Path(path).name.removesuffix(".gz")).suffix
+    if (layout == "tevatron") != (suffix == ".jsonl") or suffix == ".json":
+        expected = ".jsonl" if layout == "tevatron" else "another ending, such as .tsv"
+        raise ValueError(
+            f"{path}: a name that ends in {suffix!r}, expected {expected} for the layout {layout}"
+        )
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder, expected the name of a file to write")
+
+
 def write_training_groups(path: FilePath, groups: Iterable[Group], layout: GroupLayout) -> None:
     """Write training groups so that `read_training_groups` reads them again.
 
-    | layout | one group is |
-    |---|---|
-    | `list` | a line of 4 columns a passage, the positive first: `read_joint_tsv`, `read_cross_tsv` |
-    | `dual` | a line of 6 columns a negative: `read_dual_tsv` |
-    | `tevatron` | a line of JSON, with ids: `read_tevatron` |
+    | layout | name ends in | one group is |
+    |---|---|---|
+    | `list` | `.tsv`, ... | a line of 4 columns a passage: `read_joint_tsv`, `read_cross_tsv` |
+    | `dual` | `.tsv`, ... | a line of 6 columns a negative: `read_dual_tsv` |
+    | `tevatron` | `.jsonl` | a line of JSON, with ids: `read_tevatron` |
 
-    Raises `ValueError` naming the query where a text holds a tab or line end, in the first two.
+    Raises `ValueError` naming the query for what the layout cannot hold: a tab or line end in the first two,
+    more or less than one positive in the last two, an empty query or passage in all.
     """
+    check_group_file(path, layout)
     with _atomic_writer(path) as stream:
         for group in groups:
+            _check_group(path, group, layout)
             stream.writelines(line + "\n" for line in _GROUP_WRITERS[layout](group))
+
+
+def _check_group(path: FilePath, group: Group, layout: GroupLayout) -> None:
+    texts = [group.query.text, *(text for p in group.passages for text in (p.title, p.text))]
+    marks = "" if layout == "tevatron" else "\t\n\r\ufeff"
+    problems = {
+        "the query, or a passage, is empty": not group.query.text.strip()
+        or any(map(_is_empty, group.passages)),
+        f"layout {layout} needs one positive, and it first": layout != "list"
+        and group.labels != (1, *[0] * (len(group.labels) - 1)),
+        "no negative to write": layout == "dual" and len(group.passages) < 2,
+        "a text has a tab, line end or byte-order mark; replace it, or choose the layout tevatron": any(
+            mark in text for mark in marks for text in texts
+        ),
+        "a text that UTF-8 cannot hold": any(not _is_utf8(text) for text in texts),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise ValueError(f"{path}: query {group.query.id!r}: {problem}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _list_lines(group: Group) -> Iterator[str]:
     for passage, label in zip(group.passages, group.labels, strict=True):
-        yield _columns(group.query, group.query.text, passage.title, passage.text, str(label))
+        yield "\t".join((group.query.text, passage.title, passage.text, str(label)))
 
 
 def _dual_lines(group: Group) -> Iterator[str]:
     positive, *negatives = group.passages
     for negative in negatives:
         texts = (positive.title, positive.text, negative.title, negative.text)
-        yield _columns(group.query, group.query.text, *texts, "0")
+        yield "\t".join((group.query.text, *texts, "0"))
 
 
 def _tevatron_lines(group: Group) -> Iterator[str]:
@@ -868,15 +913,6 @@ def _tevatron_lines(group: Group) -> Iterator[str]:
         },
         ensure_ascii=False,
     )
-
-
-def _columns(query: Query, *fields: str) -> str:
-    if any(mark in field for field in fields for mark in "\t\n\r"):
-        raise ValueError(
-            f"query {query.id!r}: it, or one of its passages, has a tab or line end; replace it by a "
-            "space, or write the layout tevatron"
-        )
-    return "\t".join(fields)
 
 
 _GROUP_WRITERS: dict[GroupLayout, Callable[[Group], Iterator[str]]] = {

@@ -59,6 +59,8 @@ def mine(
         use_cuda: compute on a GPU
     """
     _check(policy, qrels, run, output, report)
+    if output:
+        formats.check_group_file(output, format)
     at_least(1, negatives=negatives, scored=scored, batch_size=batch_size)
     at_least(0, skip=skip)
     check_thresholds(negative_below, positive_above)
@@ -68,24 +70,27 @@ def mine(
     corpus = formats.keyed(passages, "passage", formats.read_passages(passages, titles))
     _check_ids(labels, hits, asked, corpus, passages)
 
-    from rocketqa_paddle.mining import Calibration, Miner, describe_scores
+    from rocketqa_paddle.mining import Miner, describe_scores
     from rocketqa_paddle.mining import calibrate as fit
     from rocketqa_paddle.thresholds import ScoreReport
 
+    chosen = _choose(policy, asked, labels, hits) if policy else []
+    miner = Miner(corpus, labels, negatives if policy else 0, seed)
     judged: Run = {}
     if report or policy in ("denoised", "pseudo"):
         select_device(use_cuda)
         best = {query_id: found[:scored] for query_id, found in hits.items() if query_id in asked}
         judged = _score(reranker, best, corpus, Split(asked, labels), batch_size) if reranker else best
-    calibration = fit(judged, labels, seed) if calibrate else Calibration()
-    if calibration.slope <= 0:
-        raise ValueError("the re-ranker scores other candidates above labelled positives: train it longer")
-    if report:
-        print(ScoreReport(judged, labels, calibration))
+        if calibrate:
+            miner.calibration = fit(judged, labels, seed)
+        if miner.calibration.slope <= 0:
+            raise ValueError(
+                "the re-ranker scores other candidates above labelled positives: train it longer"
+            )
+        if report:
+            print(ScoreReport(judged, labels, miner.calibration, found=best))
     if not policy:
         return
-    chosen = _choose(policy, asked, labels, hits)
-    miner = Miner(corpus, labels, negatives, seed, calibration)
     thresholds = {"below": negative_below, "deeper": hits}
     policies: dict[Policy, Callable[[], Iterator[Group]]] = {
         "random": lambda: miner.undenoised(chosen, {}, easy=negatives),
@@ -96,7 +101,7 @@ def mine(
     groups = list(policies[policy]())
     print(f"{policy}: {miner.report}")
     if not groups:
-        raise ValueError(f"{policy}: no training data. {describe_scores(judged, calibration)}")
+        raise ValueError(f"{policy}: no training data. {describe_scores(judged, miner.calibration)}")
     formats.write_training_groups(output, groups, format)
     print(f"{len(groups)} groups of {1 + negatives} passages in {output}")
 

@@ -39,21 +39,25 @@ class ScoreReport:
         scored: candidates, with the re-ranker's scores.
         qrels: labelled positives.
         calibration: makes the scores probabilities.
+        found: what the retriever found, where `scored` holds labelled positives beside that. Only these can
+            be a query's best candidate, as it will be for unlabelled queries.
 
     Raises:
         ValueError: no labelled positive, or no other candidate, is among the scored.
     """
 
-    def __init__(self, scored: Run, qrels: Qrels, calibration: Calibration) -> None:
+    def __init__(self, scored: Run, qrels: Qrels, calibration: Calibration, found: Run | None = None) -> None:
         positives: list[float] = []
         others: list[float] = []
         best: list[tuple[float, bool]] = []
         for query_id, hits in scored.items():
-            judged = [(calibration.probability(hit.score), _is_positive(hit, qrels)) for hit in hits]
-            positives += [probability for probability, positive in judged if positive]
-            others += [probability for probability, positive in judged if not positive]
-            if judged and query_id in qrels:
-                best.append(max(judged))
+            retrieved = {hit.passage_id for hit in (found or scored).get(query_id, [])}
+            judged = [(calibration.probability(hit.score), _is_positive(hit, qrels), hit) for hit in hits]
+            positives += [probability for probability, positive, _ in judged if positive]
+            others += [probability for probability, positive, _ in judged if not positive]
+            ranked = [(p, not positive) for p, positive, hit in judged if hit.passage_id in retrieved]
+            if ranked and any(relevance > 0 for relevance in qrels.get(query_id, {}).values()):
+                best.append(max(ranked))  # of equal ones, the unlabelled counts
         if not positives or not others:
             raise ValueError(
                 f"{len(positives)} labelled positives and {len(others)} other candidates are scored, a "
@@ -61,22 +65,25 @@ class ScoreReport:
             )
         self.positives, self.others = np.array(positives), np.array(others)
         self._best = np.array([probability for probability, _ in best])
-        self._best_is_labelled = np.array([positive for _, positive in best])
+        self._best_is_labelled = np.array([not unlabelled for _, unlabelled in best])
 
     def suggest(self) -> Thresholds | None:
-        """The widest choice that the labelled queries allow; None where no pair parts the two sides.
+        """A pair for these queries; None where no pair parts the two sides.
 
-        The lower one is the highest that loses at most `LOST_POSITIVES` of the labelled positives, the upper
-        one the lowest over which at most `WRONG_POSITIVES` of the queries' best candidates are unlabelled.
-        Where labels are incomplete no threshold may reach that; then the one over which fewest are.
+        The lower one loses at most `LOST_POSITIVES` of the labelled positives, and is the highest up to one
+        half that does. Over the upper one at most `WRONG_POSITIVES` of the queries' best candidates are
+        unlabelled, and it is the lowest with that; where labels are incomplete no threshold may reach it, and
+        the one with the fewest is taken.
         """
         kept = [t for t in _GRID if (self.positives < t).mean() <= LOST_POSITIVES and (self.others < t).any()]
         shares = {t: self._labelled_above(t) for t in _GRID if (self._best > t).any()}
-        if not kept or not shares:
-            return None
-        good = [t for t, share in shares.items() if share >= 1 - WRONG_POSITIVES]
-        below, above = max(kept), min(good) if good else max(shares, key=lambda t: (shares[t], -t))
-        return Thresholds(float(below), float(above)) if below < above else None
+        pairs = [(below, above) for below in kept for above in shares if below < above]
+
+        def worth(pair: tuple[float, float]) -> tuple[float, float, float]:
+            below, above = pair
+            return min(shares[above], 1 - WRONG_POSITIVES), below if below <= 0.5 else -below, -above
+
+        return Thresholds(*map(float, max(pairs, key=worth))) if pairs else None
 
     def _labelled_above(self, threshold: float) -> float:
         """Of the queries whose best candidate is over the threshold, the share where it is labelled."""

@@ -37,9 +37,10 @@ from rocketqa_paddle.formats import (
     read_training_groups,
     write_collection,
     write_run_tsv,
+    write_training_groups,
     write_trec_run,
 )
-from rocketqa_paddle.records import Collection, Hit, Passage, Query, Split
+from rocketqa_paddle.records import Collection, Group, Hit, Passage, Query, Split
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 Write = Callable[..., Path]
@@ -717,6 +718,90 @@ def test_unlabelled_split_takes_the_place_of_a_labelled_one(tmp_path: Path) -> N
     assert read_collection(tmp_path, ["train"]).splits["train"] == Split(TRAIN.queries)
 
 
+GROUP = Group(Query("q7", "a query"), (Passage("1", "One", "yes"), Passage("2", "", "no")), (1, 0))
+
+
+def a_group(query: str = "a query", title: str = "One", text: str = "yes") -> Group:
+    return Group(Query("q7", query), (Passage("1", "", "x"), Passage("2", title, text)), (1, 0))
+
+
+@pytest.mark.parametrize(
+    "layout, lines",
+    [
+        ("list", ["a query\tOne\tyes\t1", "a query\t\tno\t0"]),
+        ("dual", ["a query\tOne\tyes\t\tno\t0"]),
+        ("tevatron", None),
+    ],
+)
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_written_groups(
+    tmp_path: Path, layout: formats.GroupLayout, lines: list[str] | None, end: str
+) -> None:
+    path = tmp_path / "new" / f"x{'.tsv' if lines else '.jsonl'}{end}"
+    write_training_groups(path, [GROUP], layout)
+    (again,) = read_training_groups(path, 2 if layout == "list" else None)
+    assert (again.query.text, again.labels) == ("a query", (1, 0))
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if end else content).decode()
+    assert text.splitlines() == lines if lines else again == GROUP
+
+
+@pytest.mark.parametrize("layout", ["list", "dual"])
+@pytest.mark.parametrize("mark", ["\t", "\n", "\r"])
+@pytest.mark.parametrize("field", ["query", "title", "text"])
+def test_groups_with_tabs_are_refused(
+    tmp_path: Path, layout: formats.GroupLayout, mark: str, field: str
+) -> None:
+    """By the query's id; Tevatron's JSON takes them. An older file stays as it was."""
+    bad, path = a_group(**{field: f"a{mark}b"}), tmp_path / "groups.tsv"
+    write_training_groups(path, [GROUP], layout)
+    before = path.read_text()
+    with pytest.raises(ValueError, match="query 'q7'.*tab, line end.*tevatron"):
+        write_training_groups(path, [GROUP, bad], layout)
+    assert path.read_text() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["groups.tsv"]
+    write_training_groups(tmp_path / "groups.jsonl", [bad], "tevatron")
+    assert list(read_training_groups(tmp_path / "groups.jsonl")) == [bad]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_groups_that_fail_midway(tmp_path: Path, old: bool) -> None:
+    def groups() -> Iterable[Group]:
+        yield a_group()
+        raise RuntimeError("mining failed")
+
+    if old:
+        write_training_groups(tmp_path / "groups.jsonl", [GROUP], "tevatron")
+    with pytest.raises(RuntimeError, match="mining failed"):
+        write_training_groups(tmp_path / "groups.jsonl", groups(), "tevatron")
+    assert [list(read_training_groups(path)) for path in tmp_path.iterdir()] == [[GROUP]] * old
+
+
+@pytest.mark.parametrize("layout", ["list", "dual", "tevatron"])
+@pytest.mark.parametrize(
+    "group",
+    [
+        a_group(query="\ufeffa query"),
+        a_group(query=" "),
+        a_group(title="-", text=" "),
+        a_group(text="\ud800"),
+        Group(GROUP.query, GROUP.passages, (1, 1)),
+    ],
+    ids=["byte-order mark", "no query", "no passage", "surrogate", "two positives"],
+)
+def test_groups_are_given_back_or_refused(tmp_path: Path, layout: formats.GroupLayout, group: Group) -> None:
+    """What the format would not give back exactly, the writer refuses, and names the query."""
+    path = tmp_path / ("x.jsonl" if layout == "tevatron" else "x.tsv")
+    try:
+        write_training_groups(path, [group], layout)
+    except ValueError as error:
+        assert "'q7'" in str(error)
+        assert not path.exists()
+    else:
+        (again,) = read_training_groups(path, 2 if layout == "list" else None)
+        assert (again.query.text, again.labels) == (group.query.text, group.labels)
+
+
 # --------------------------------------------------------------------------------------------- round trips
 
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r")
@@ -773,6 +858,54 @@ def test_collection_round_trip(collection: Collection) -> None:
         again = read_collection(folder, ["train"])
     assert again == collection
     assert list(again.passages) == list(collection.passages)
+
+
+@st.composite
+def group_lists(draw: st.DrawFn, texts: st.SearchStrategy[str], size: int) -> list[Group]:
+    """Groups of `size` passages. Two may have one query text, which the first of them may not begin with a
+    byte-order mark: the start of a file is no place for it."""
+    made = []
+    for number in range(draw(st.integers(1, 4))):
+        query = Query(f"q{number}", draw(texts.filter(lambda text: not text.startswith("\ufeff"))))
+        columns = [(draw(texts | st.sampled_from(["", "-"])), draw(texts)) for _ in range(size)]
+        passages = (Passage(f"{number}.{i}", *column) for i, column in enumerate(columns))
+        made.append(Group(query, tuple(passages), (1, *[0] * (size - 1))))
+    return made
+
+
+def contents(groups: Iterable[Group]) -> list[tuple]:
+    return [(g.query.text, [(p.title, p.text) for p in g.passages], g.labels) for g in groups]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.data())
+def test_list_round_trip(size: int, data: st.DataObject) -> None:
+    groups = data.draw(group_lists(texts, size))
+    with tempfile.TemporaryDirectory() as folder:
+        write_training_groups(Path(folder) / "x.tsv", groups, "list")
+        assert contents(read_training_groups(Path(folder) / "x.tsv", size)) == contents(groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.data())
+def test_dual_round_trip(size: int, data: st.DataObject) -> None:
+    """A line a negative, each with the positive."""
+    groups = data.draw(group_lists(texts, size))
+    pairs = [Group(g.query, (g.passages[0], other), (1, 0)) for g in groups for other in g.passages[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        write_training_groups(Path(folder) / "x.tsv", groups, "dual")
+        assert contents(read_training_groups(Path(folder) / "x.tsv")) == contents(pairs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.data())
+def test_tevatron_round_trip(size: int, data: st.DataObject) -> None:
+    """Any text, and the ids, too."""
+    anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip)
+    groups = data.draw(group_lists(anything, size))
+    with tempfile.TemporaryDirectory() as folder:
+        write_training_groups(Path(folder) / "x.jsonl", groups, "tevatron")
+        assert list(read_training_groups(Path(folder) / "x.jsonl")) == groups
 
 
 @settings(max_examples=100, deadline=None)

@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from rocketqa_paddle.mining import Calibration, Miner, MiningReport
+from rocketqa_paddle import mining
+from rocketqa_paddle.mining import Calibration, Miner, MiningReport, calibrate, describe_scores
 from rocketqa_paddle.records import Hit, Passage, Query
 
 SIZE = 14
@@ -216,6 +217,66 @@ def test_pseudo_groups(world, negatives, below, above, calibration):
     assert miner.report.no_positive == len(queries) - len(accepted)
 
 
+def check_deeper(groups, miner, queries, scored, run, below) -> None:
+    """Rejected candidates first, then deeper ones without a score; a query that lacks both is counted."""
+    taken, enough = 0, []
+    for query in queries:
+        hits = scored.get(query.id, [])
+        rejected = {hit.passage_id for hit in hits if miner.calibration.probability(hit.score) < below}
+        deep = {hit.passage_id for hit in run[query.id]} - {hit.passage_id for hit in hits}
+        rejected, deep = (side - positives(miner.qrels, query.id) for side in (rejected, deep))
+        if len(rejected | deep) >= miner.negatives:
+            enough.append(query)
+        for group in groups:
+            if group.query == query:
+                others = {passage.id for passage in group.passages[1:]}
+                assert others <= rejected | deep
+                assert len(others & rejected) == min(miner.negatives, len(rejected))
+                taken += len(others & deep)
+    assert miner.report.deeper == taken
+    assert [group.query for group in groups] == enough
+    assert miner.report.too_few_negatives == len(queries) - len(enough)
+
+
+@given(worlds(), st.integers(1, 4), st.floats(0.05, 0.95), st.integers(0, 9), calibrations)
+def test_deeper_ranks_make_up_denoised_groups(world, negatives, below, depth, calibration):
+    queries, qrels, run = world
+    scored = {query_id: hits[:depth] for query_id, hits in run.items() if depth}
+    miner = Miner(PASSAGES, qrels, negatives, 1, calibration)
+    groups = list(miner.denoised(queries, scored, below=below, deeper=run))
+    check_groups(groups, qrels, negatives, "denoised")
+    check_deeper(groups, miner, queries, scored, run, below)
+
+
+@given(worlds(), st.integers(1, 4), st.floats(0.05, 0.45), st.floats(0.5, 0.95), st.integers(0, 9))
+def test_deeper_ranks_make_up_pseudo_groups(world, negatives, below, above, depth):
+    """Only for queries with a positive, which comes from the scored ones."""
+    queries, _, run = world
+    scored = {query_id: hits[:depth] for query_id, hits in run.items()}
+    miner = Miner(PASSAGES, {}, negatives, 1)
+    groups = list(miner.pseudo(queries, scored, below=below, above=above, deeper=run))
+    check_groups(groups, {}, negatives, "pseudo")
+    accepted = [query for query in queries if scored[query.id] and expit(scored[query.id][0].score) > above]
+    assert miner.report.no_positive == len(queries) - len(accepted)
+    check_deeper(groups, miner, accepted, scored, run, below)
+    assert all(
+        expit(hit.score) > above
+        for group in groups
+        for hit in scored[group.query.id]
+        if hit.passage_id == group.passages[0].id
+    )
+
+
+def test_report_names_negatives_from_deeper_ranks():
+    run = {"q0": make_hits("q0", ["p0", "p1", "p2", "p3"], [9.0, -9.0, 9.0, 9.0])}
+    miner = Miner(PASSAGES, {"q0": {"p0": 1}}, 2, 1)
+    [group] = ids_of(miner.denoised(make_queries(1), {"q0": run["q0"][:3]}, below=0.5, deeper=run))
+    assert group == ["p0", "p1", "p3"]
+    assert str(miner.report) == (
+        "1 denoised groups; 1 negatives from deeper ranks (the re-ranker rejects too few candidates)"
+    )
+
+
 def test_the_best_candidate_is_the_pseudo_positive_whatever_its_rank():
     run = {"q0": make_hits("q0", ["p4", "p5", "p6", "p7"], [-5.0, 2.9, 6.0, -4.0])}
     [group] = ids_of(Miner(PASSAGES, {}, 2, 1).pseudo(make_queries(1), run, below=0.1, above=0.9))
@@ -295,3 +356,42 @@ def test_calibration_needs_both_sides(positives, negatives):
     message = f"both sides: {len(positives)} positives, {len(negatives)} negatives"
     with pytest.raises(ValueError, match=message):
         Calibration.fit(positives, negatives)
+
+
+@given(worlds())
+def test_calibration_of_a_run(world):
+    """Passages judged 0 are on the side of those that nobody judged."""
+    _, qrels, run = world
+    sides: dict[bool, list[float]] = {True: [], False: []}
+    for query_id, hits in run.items():
+        for hit in hits:
+            sides[hit.passage_id in positives(qrels, query_id)].append(hit.score)
+    if sides[True] and sides[False]:
+        assert calibrate(run, qrels, 1) == Calibration.fit(sides[True], sides[False])
+    else:
+        with pytest.raises(ValueError, match=f"{len(sides[True])} positives, {len(sides[False])} negatives"):
+            calibrate(run, qrels, 1)
+
+
+def test_calibration_of_a_long_run(monkeypatch):
+    """A sample will do, and the seed decides which."""
+    monkeypatch.setattr(mining, "_CALIBRATION_SCORES", 20)
+    generator = np.random.default_rng(1)
+    run = {
+        f"q{i}": make_hits(f"q{i}", list(PASSAGES), generator.normal(size=SIZE).tolist()) for i in range(20)
+    }
+    qrels = {query_id: dict.fromkeys(list(PASSAGES)[:7], 1) for query_id in run}
+    fits = [calibrate(run, qrels, seed) for seed in (1, 1, 2)]
+    assert fits[0] == fits[1] != fits[2]
+
+
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=SIZE), calibrations)
+def test_scores_are_described_by_their_range(scores, calibration):
+    text = describe_scores({"q0": make_hits("q0", list(PASSAGES)[: len(scores)], scores)}, calibration)
+    low, high = (calibration.probability(score) for score in (min(scores), max(scores)))
+    assert f"probabilities of {len(scores)} candidates are {low:.3f} to {high:.3f}, half of them" in text
+    assert "rocketqa mine --report" in text
+
+
+def test_no_scores_to_describe():
+    assert describe_scores({"q0": []}, Calibration()) == "There are no candidates: retrieve more."
