@@ -115,12 +115,12 @@ def _card(config: Mapping[str, Any], text: str) -> str:
     )
 
 
-def add_to_card(folder: str | Path, text: str) -> None:
-    """Add a paragraph to a checkpoint's model card, once."""
+def set_in_card(folder: str | Path, head: str, text: str) -> None:
+    """Write the paragraph `head text` into a model card, in place of an older one of that head."""
     path = whole(folder) / "README.md"
-    card = path.read_text(encoding="utf-8")
-    if text not in card:
-        write_text(path, f"{card}\n{text}\n")
+    paragraphs = path.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    kept = [paragraph for paragraph in paragraphs if not paragraph.startswith(head)]
+    write_text(path, "\n\n".join([*kept, f"{head} {text}"]) + "\n")
 
 
 def named_tensors(network: nn.Layer) -> dict[str, paddle.Tensor]:

@@ -5,7 +5,7 @@ Qu et al., NAACL 2021 (RocketQA), sections 3.2 and 3.3. PAIR's pseudo-labelled d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 
 from rocketqa_paddle import contrastive, distributed, formats, warmup
@@ -17,7 +17,7 @@ from rocketqa_paddle.config import (
     FirstRetrieverSettings,
     RunSettings,
 )
-from rocketqa_paddle.mining import Calibration, Miner, calibrate, describe_scores
+from rocketqa_paddle.mining import Calibration, Miner, calibrate, check_scores, describe_scores
 from rocketqa_paddle.pipeline import Line, Pipeline
 from rocketqa_paddle.records import Group, Run, Split, with_positives
 from rocketqa_paddle.stages import Stage
@@ -119,9 +119,14 @@ class DenoisingRun(Pipeline):
         loss = contrastive.in_batch(retriever, alpha, cross_batch=settings.cross_batch)
 
         def examples() -> list[Group]:
-            if not settings.single_negatives:
-                return groups()
-            return [single for group in groups() for single in group.singles()]
+            built = groups()
+            if not built:
+                raise ValueError(
+                    f"{stage}: no training data. {describe_scores(self._scored, self._calibration)}"
+                )
+            if settings.single_negatives:
+                return [single for group in built for single in group.singles()]
+            return built
 
         trained = self.trained(stage, {"retriever": retriever}, examples, loss, settings)
         self.search(stage, trained["retriever"], searches)
@@ -149,7 +154,7 @@ class DenoisingRun(Pipeline):
         split, below = self.train_split, self.denoising.negative_below
         candidates, scored, miner = self.hits(self._retriever, LABELLED), self._scored, self._miner(split)
         groups = miner.denoised(split.queries.values(), scored, below=below, deeper=candidates)
-        return self._checked(stage, miner, groups, scored)
+        return mined(self, stage, miner, groups)
 
     def undenoised_groups(self, stage: str) -> list[Group]:
         """The same queries with hard negatives as they are, to compare."""
@@ -171,21 +176,10 @@ class DenoisingRun(Pipeline):
         miner = self._miner(split)
         below, above = s.negative_below, s.positive_above
         groups = miner.pseudo(split.queries.values(), scored, below=below, above=above, deeper=candidates)
-        return self._checked(stage, miner, groups, scored)
+        return mined(self, stage, miner, groups)
 
     def _split(self, name: str) -> Split:
         return self.train_split if name == LABELLED else self.unlabelled
-
-    def _checked(self, stage: str, miner: Miner, groups: Iterable[Group], scored: Run) -> list[Group]:
-        """All groups.
-
-        Raises:
-            ValueError: there are none; tells what the re-ranker's probabilities are.
-        """
-        built = mined(self, stage, miner, groups)
-        if not built:
-            raise ValueError(f"{stage}: no training data. {describe_scores(scored, miner.calibration)}")
-        return built
 
     def _miner(self, split: Split) -> Miner:
         s = self.denoising
@@ -197,15 +191,20 @@ class DenoisingRun(Pipeline):
 
     @cached_property
     def _calibration(self) -> Calibration:
-        """Of the re-ranker's scores: none is needed where it learned pair by pair."""
-        if self.first_reranker.loss == "binary":
-            return Calibration()
-        fitted = calibrate(self._scored, self.train_split.qrels, self.settings.seed)
+        """Of the re-ranker's scores: none is needed where it learned pair by pair.
+
+        Raises:
+            ValueError: the re-ranker cannot tell positives from negatives.
+        """
+        qrels, fitted = self.train_split.qrels, Calibration()
+        if self.first_reranker.loss == "list":
+            fitted = calibrate(self._scored, qrels, self.settings.seed)
         if fitted.slope <= 0:
             raise ValueError(
                 f"the re-ranker of {self._reranker} scores other candidates above labelled positives: "
                 "train it longer, at a higher learning rate, or start it from a trained one"
             )
+        self.say(check_scores(self._scored, qrels, fitted, self.denoising.negative_below))
         return fitted
 
     def _score(self, retriever: str, name: str) -> Run:

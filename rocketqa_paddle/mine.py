@@ -70,7 +70,7 @@ def mine(
     corpus = formats.keyed(passages, "passage", formats.read_passages(passages, titles))
     _check_ids(labels, hits, asked, corpus, passages)
 
-    from rocketqa_paddle.mining import Miner, describe_scores
+    from rocketqa_paddle.mining import Miner, check_scores, describe_scores
     from rocketqa_paddle.mining import calibrate as fit
     from rocketqa_paddle.thresholds import ScoreReport
 
@@ -87,6 +87,8 @@ def mine(
             raise ValueError(
                 "the re-ranker scores other candidates above labelled positives: train it longer"
             )
+        if policy in ("denoised", "pseudo"):
+            print(check_scores(judged, labels, miner.calibration, negative_below))
         if report:
             print(ScoreReport(judged, labels, miner.calibration, found=best))
     if not policy:

@@ -252,6 +252,31 @@ class Miner:
         return Group(query, passages, (1, *[0] * len(negatives)), source)
 
 
+def check_scores(scored: Run, qrels: Qrels, calibration: Calibration, below: float) -> str:
+    """Refuse a re-ranker that cannot tell negatives; returns what it makes of labelled positives.
+
+    Raises:
+        ValueError: no candidate is below the threshold, or every labelled positive is.
+    """
+    judged = [
+        (calibration.probability(hit.score) < below, qrels.get(hit.query_id, {}).get(hit.passage_id, 0) > 0)
+        for hits in scored.values()
+        for hit in hits
+    ]
+    positives = [rejected for rejected, positive in judged if positive]
+    if not any(rejected for rejected, _ in judged):
+        raise ValueError(
+            f"no candidate has a probability below {below}, so none is a negative. "
+            + describe_scores(scored, calibration)
+        )
+    if positives and all(positives):
+        raise ValueError(
+            f"all {len(positives)} labelled positives have a probability below {below} and would count as "
+            f"negatives. {describe_scores(scored, calibration)}"
+        )
+    return f"the re-ranker rejects {sum(positives)} of {len(positives)} labelled positives"
+
+
 def describe_scores(scored: Run, calibration: Calibration) -> str:
     """What the re-ranker's probabilities of the best and worst candidate are, and what to do about them."""
     probabilities = sorted(calibration.probability(h.score) for hits in scored.values() for h in hits)

@@ -28,6 +28,7 @@ from rocketqa_paddle.index import VectorIndex
 from rocketqa_paddle.records import Group, Query, Run
 from rocketqa_paddle.report import Row
 from rocketqa_paddle.retrieval import CorpusIndex
+from rocketqa_paddle.stages import Stage
 from rocketqa_paddle.staging import QuerySets, StagedRun
 from rocketqa_paddle.storage import write_text
 from rocketqa_paddle.trainer import Loss, Trainer
@@ -180,7 +181,7 @@ class Pipeline(StagedRun):
         measured = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
         card = self.folder / stage / model
         if distributed.is_main() and card.is_dir():
-            checkpoints.add_to_card(card, f"On {self.settings.data.dev}: {measured}.")
+            checkpoints.set_in_card(card, f"On {self.settings.data.dev}:", f"{measured}.")
         if not any(old["stage"] == stage and row.keys() <= old.keys() for old in self.log.read()):
             self.log.write(stage=stage, **row)
             self.say(f"{stage}: {model} on dev: {measured}")
@@ -268,11 +269,8 @@ class Pipeline(StagedRun):
 
     def best_stage(self, model: str) -> str:
         """The stage whose model measures best on dev; of equal ones the first."""
-        paths = {
-            "retriever": self._dev_hits,
-            "reranker": lambda name: self.folder / name / "reranked.dev.tsv",
-        }
-        best = max(self.trained_stages(model), key=lambda stage: self._dev_value(paths[model](stage)))
+        stages = self.trained_stages(model)
+        best = max(stages, key=lambda stage: self._dev_value(self._dev_runs(stage)[model]))
         self.say(f"best {model} on dev: {best}")
         return best
 
@@ -344,18 +342,22 @@ class Pipeline(StagedRun):
         progress = f"{line.stage}: re-rank {name}"
         return self.rerank(path, reranker, hits, self.split(name).queries, depth, progress)
 
-    def stage_done(self) -> None:
-        """`stages.md`: dev measures of every model so far."""
-        rows = []
-        for name, stage in self.done.items():
-            paths = {"retriever": self._dev_hits(name), "re-ranker": self.folder / name / "reranked.dev.tsv"}
-            rows += [
-                Row(f"{model}, {stage.title}", formats.read_run(path))
-                for model, path in paths.items()
-                if path.is_file()
-            ]
+    def stage_done(self, stage: Stage) -> None:
+        """Log what is not logged yet, and write `stages.md`: dev measures of every model so far."""
+        for model, path in self._dev_runs(stage.name).items():
+            self._log_dev(stage.name, model, formats.read_run(path))
+        rows = [
+            Row(f"{model.replace('rer', 're-r')}, {done.title}", formats.read_run(path))
+            for name, done in self.done.items()
+            for model, path in self._dev_runs(name).items()
+        ]
         dev = self.settings.data.dev
         if rows and distributed.is_main():
             title = f"**{dev}** after every stage, {len(self.split(dev).queries)} queries"
             text = report.table(title, rows, self.split(dev).qrels, self.settings.evaluation.measures)
             write_text(self.folder / "stages.md", text + "\n")
+
+    def _dev_runs(self, stage: str) -> dict[str, Path]:
+        """The runs on dev that a stage left, by model."""
+        paths = {"retriever": self._dev_hits(stage), "reranker": self.folder / stage / "reranked.dev.tsv"}
+        return {model: path for model, path in paths.items() if path.is_file()}

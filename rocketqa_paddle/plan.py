@@ -81,7 +81,7 @@ def table(
         f"{stage.name} would be done again: {change}"
         for stage in stages
         if stage.name in states
-        for change in states[stage.name].changes
+        for change in states[stage.name].changes.values()
     ]
     return "\n".join([text, *changes])
 

@@ -18,6 +18,9 @@ from rocketqa_paddle.storage import read_json, write_text
 
 _DIGEST = re.compile(r"[0-9a-f]{16}\b")
 
+RERANK_DEPTH = "evaluation.rerank_depth"
+"""The one setting of searches that leaves what retrievers found as it is."""
+
 Facts = Mapping[str, Any]
 """Settings under dotted names, and digests of what was read."""
 
@@ -110,8 +113,15 @@ class State:
     """What the folder says of a stage, seen from what it would be done with now."""
 
     status: Status
-    changes: Sequence[str] = ()
-    """What is different now, each as `name: old, now new`."""
+    decisive: Facts
+    """What decides its outcome."""
+    changes: Mapping[str, str] = field(default_factory=dict)
+    """What is different now: its name, and a sentence on it."""
+
+    @property
+    def digest(self) -> str:
+        """Names the outcome, for the stages that read it."""
+        return digest(self.decisive)
 
 
 class Ledger:
@@ -124,55 +134,55 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def digest(self, name: str) -> str:
-        """Of what decided a finished stage.
-
-        Raises:
-            ValueError: it is not finished.
-        """
-        record = self._read(name)
-        if not record.get("finished"):
-            raise ValueError(f"{self.folder}: stage {name} is not finished: leave out --from-stage")
-        return digest(record["decisive"])
-
     def state(self, stage: Stage, before: Mapping[str, str]) -> State:
         """Compare a stage with its record. `before`: digests of the stages it comes after."""
-        record = self._read(stage.name)
+        record, decisive = self._read(stage.name), _decisive(stage, before)
         if not record:
-            return State("new")
-        changes = _changes(record["decisive"], _decisive(stage, before))
-        if changes:
-            return State("changed", changes)
-        changes = _changes(record["searches"], stage.searches)
-        if changes:
-            return State("search again", changes)
-        return State("finished" if record["finished"] else "begun")
+            return State("new", decisive)
+        if changes := _changes(record["decisive"], decisive):
+            return State("changed", decisive, changes)
+        return self._measured(stage, record)
 
-    def begin(self, stage: Stage, before: Mapping[str, str], state: State) -> None:
+    def trusted(self, stage: Stage) -> State:
+        """Take a stage as it is, whatever has decided it.
+
+        Raises:
+            ValueError: it is not trained.
+        """
+        record = self._read(stage.name)
+        if not record.get("trained"):
+            raise ValueError(f"{self.folder}: stage {stage.name} is not finished: leave out --from-stage")
+        return self._measured(stage, record)
+
+    def _measured(self, stage: Stage, record: Mapping[str, Any]) -> State:
+        """The state of a stage whose training stands."""
+        if changes := _changes(record["searches"], stage.searches):
+            return State("search again", record["decisive"], changes)
+        return State("finished" if record["finished"] else "begun", record["decisive"])
+
+    def begin(self, stage: Stage, state: State) -> None:
         """Note what the stage is done with, and clear away what was made with anything else."""
-        folder = self.folder / stage.name
+        folder, trained = self.folder / stage.name, False
         if state.status == "new" and folder.is_dir() and any(folder.iterdir()):
             raise ValueError(
                 f"{folder} holds files of something else (no stage.json): choose another --output"
             )
         if state.status == "changed":
-            shutil.rmtree(folder)
+            _remove(folder)
         elif state.status == "search again":
-            for path in (*folder.glob("hits.*.tsv"), *folder.glob("reranked.*.tsv")):
+            trained = self._read(stage.name)["trained"]
+            hits = [] if state.changes.keys() == {RERANK_DEPTH} else folder.glob("hits.*.tsv")
+            for path in (*hits, *folder.glob("reranked.*.tsv")):
                 path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        self._write(stage, before, finished=False)
+        self._write(stage, state, trained=trained, finished=False)
 
-    def finish(self, stage: Stage, before: Mapping[str, str]) -> None:
+    def finish(self, stage: Stage, state: State) -> None:
         """Note that the stage is done."""
-        self._write(stage, before, finished=True)
+        self._write(stage, state, trained=True, finished=True)
 
-    def _write(self, stage: Stage, before: Mapping[str, str], *, finished: bool) -> None:
-        record = {
-            "decisive": _decisive(stage, before),
-            "searches": dict(stage.searches),
-            "finished": finished,
-        }
+    def _write(self, stage: Stage, state: State, **progress: bool) -> None:
+        record = {"decisive": state.decisive, "searches": stage.searches, **progress}
         write_text(self._path(stage.name), json.dumps(record, indent=2) + "\n")
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -183,15 +193,18 @@ class Ledger:
         return self.folder / name / "stage.json"
 
 
+def _remove(folder: Path) -> None:
+    """Take the folder out of sight in one step, then delete it: a crash leaves no half of it behind."""
+    hidden = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
 def digest(facts: Facts) -> str:
     """16 hexadecimal digits that name some facts."""
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def stage_digest(stage: Stage, before: Mapping[str, str]) -> str:
-    """Of what decides a stage's outcome."""
-    return digest(_decisive(stage, before))
 
 
 def _decisive(stage: Stage, before: Mapping[str, str]) -> dict[str, Any]:
@@ -199,13 +212,13 @@ def _decisive(stage: Stage, before: Mapping[str, str]) -> dict[str, Any]:
     return json.loads(json.dumps(facts))  # as it will be read again
 
 
-def _changes(theirs: Facts, ours: Facts) -> list[str]:
+def _changes(theirs: Facts, ours: Facts) -> dict[str, str]:
     ours = json.loads(json.dumps(ours))
-    return [
-        _told(name, theirs.get(name), ours.get(name))
+    return {
+        name: _told(name, theirs.get(name), ours.get(name))
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
-    ]
+    }
 
 
 def _told(name: str, theirs: Any, ours: Any) -> str:

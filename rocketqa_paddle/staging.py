@@ -17,7 +17,7 @@ from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RunSettings
 from rocketqa_paddle.dataset import digest_records, digest_split
 from rocketqa_paddle.records import Query, Split
-from rocketqa_paddle.stages import ALL, Ledger, Selection, Stage, State, Work, stage_digest
+from rocketqa_paddle.stages import ALL, RERANK_DEPTH, Ledger, Selection, Stage, State, Work
 from rocketqa_paddle.storage import write_text
 from rocketqa_paddle.trainer import MetricsLog
 
@@ -68,8 +68,8 @@ class StagedRun:
         if distributed.is_main():
             print(text, flush=True)
 
-    def stage_done(self) -> None:
-        """Called after every stage that was not finished before."""
+    def stage_done(self, stage: Stage) -> None:
+        """Called after every stage, also where it was finished before."""
 
     # Stages -------------------------------------------------------------------------------------
 
@@ -83,45 +83,59 @@ class StagedRun:
         """
         names = [stage.name for stage in stages]
         selection.check(names)
-        given, wanted = selection.split(names)
+        trusted, wanted = selection.split(names)
+        self._check_folder()
         if selection.dry_run:
-            self._tell_plan(stages, given, wanted)
+            self._tell_plan(stages, self._states(stages, trusted, wanted))
             return
         self._claim_folder()
         self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
+        self._states(stages, trusted, wanted)
         digests: dict[str, str] = {}
         for stage in stages:
-            if stage.name in given:
-                digests[stage.name] = self.ledger.digest(stage.name)
-                self.done[stage.name] = stage
-            elif stage.name in wanted:
-                self._do(stage, digests)
-                digests[stage.name] = stage_digest(stage, digests)
+            if stage.name in (*trusted, *wanted):
+                digests[stage.name] = self._do(stage, self._state(stage, stage.name in trusted, digests))
         if wanted[-1] == names[-1]:
             complete()
         else:
             self.say(f"ended after {wanted[-1]}, as asked; leave out --until-stage to go on")
 
-    def _do(self, stage: Stage, before: Mapping[str, str]) -> None:
-        state = self.ledger.state(stage, before)
+    def _states(
+        self, stages: Sequence[Stage], trusted: Sequence[str], wanted: Sequence[str]
+    ) -> dict[str, State]:
+        """What the folder says of the stages of a selection; raises if it cannot be done."""
+        states: dict[str, State] = {}
+        for stage in stages:
+            if stage.name in (*trusted, *wanted):
+                before = {name: state.digest for name, state in states.items()}
+                states[stage.name] = self._state(stage, stage.name in trusted, before)
+        return states
+
+    def _state(self, stage: Stage, trusted: bool, before: Mapping[str, str]) -> State:
+        return self.ledger.trusted(stage) if trusted else self.ledger.state(stage, before)
+
+    def _do(self, stage: Stage, state: State) -> str:
+        """Do a stage, or what is missing of it. Returns its digest."""
         if state.status == "finished":
             self.say(f"{stage.name}: finished before")
         else:
-            for change in state.changes:
-                self.say(f"{stage.name}: done again: {change}")
+            again = "done" if state.status == "changed" else "searched and measured"
+            for change in state.changes.values():
+                self.say(f"{stage.name}: {again} again: {change}")
             distributed.barrier()  # every rank has read the record
             if distributed.is_main():
-                self._clear(stage, before, state)
+                self._clear(stage, state)
             distributed.barrier()
             stage.run()
         self.done[stage.name] = stage
+        self.stage_done(stage)
         if state.status != "finished":
-            self.stage_done()
             if distributed.is_main():
-                self.ledger.finish(stage, before)
+                self.ledger.finish(stage, state)
             distributed.barrier()
+        return state.digest
 
-    def _clear(self, stage: Stage, before: Mapping[str, str], state: State) -> None:
+    def _clear(self, stage: Stage, state: State) -> None:
         """Rank 0: drop what a stage left that was made with other settings."""
         if state.status in ("changed", "search again"):
             self.log.forget(stage.name, only_measures=state.status == "search again")
@@ -130,16 +144,10 @@ class StagedRun:
         for path in (self.folder / "best").glob("*.tsv"):
             path.unlink()
         (self.folder / "report.md").unlink(missing_ok=True)
-        self.ledger.begin(stage, before, state)
+        self.ledger.begin(stage, state)
 
-    def _tell_plan(self, stages: Sequence[Stage], given: Sequence[str], wanted: Sequence[str]) -> None:
+    def _tell_plan(self, stages: Sequence[Stage], states: Mapping[str, State]) -> None:
         """Tell what would be done; nothing is written."""
-        digests = {name: self.ledger.digest(name) for name in given}
-        states = {name: State("finished") for name in given}
-        for stage in stages:
-            if stage.name in wanted:
-                states[stage.name] = self.ledger.state(stage, digests)
-                digests[stage.name] = stage_digest(stage, digests)
         with tempfile.TemporaryDirectory() as vocabulary:
             self._vocabulary = Path(vocabulary)
             models = {"retriever": self.start_retriever(), "reranker": self.start_reranker()}
@@ -191,7 +199,7 @@ class StagedRun:
             {
                 **judged,
                 "evaluation.depth": s.evaluation.depth,
-                "evaluation.rerank_depth": s.evaluation.rerank_depth,
+                RERANK_DEPTH: s.evaluation.rerank_depth,
                 **asked,
                 **depths,
             },
@@ -223,25 +231,24 @@ class StagedRun:
             return f"{start}, vocabulary of {self._corpus_digest}"
         return starting.digest(self._read_start(start))
 
-    def _claim_folder(self) -> None:
-        """Write the settings to the folder's `config.yaml`; what has changed, the stages' records tell.
-
-        Raises:
-            ValueError: the folder holds a run of another system.
-        """
-        path, ours = self.folder / "config.yaml", dataclasses.asdict(self.settings)
+    def _check_folder(self) -> None:
+        """Refuse a folder with a run of another system."""
+        path = self.folder / "config.yaml"
         if path.is_file():
             theirs = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            if theirs.keys() != ours.keys():
-                differ = ", ".join(sorted(theirs.keys() ^ ours.keys()))
+            if differ := theirs.keys() ^ dataclasses.asdict(self.settings).keys():
                 raise ValueError(
                     f"{path}: a run of another system, or version, began this folder (it differs in "
-                    f"{differ}): choose another --output"
+                    f"{', '.join(sorted(differ))}): choose another --output"
                 )
-        distributed.barrier()  # every rank has read it
+
+    def _claim_folder(self) -> None:
+        """Write the settings to `config.yaml`. What has changed in them, the stages' records tell."""
+        distributed.barrier()  # every rank has read the old one
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, yaml.safe_dump(ours, sort_keys=False))
+            text = yaml.safe_dump(dataclasses.asdict(self.settings), sort_keys=False)
+            write_text(self.folder / "config.yaml", text)
         distributed.barrier()
 
     # Networks -----------------------------------------------------------------------------------

@@ -25,12 +25,12 @@ SUFFIXES = {"list": "tsv", "dual": "tsv", "tevatron": "jsonl"}
 
 
 def make_run(queries, *positive):
-    """30 hits a query: its animal's passage, of these scores in turn, and others from 2 down to -6."""
+    """30 hits a query: its animal's passage, of these scores in turn, and others from 2 down to -20."""
     run = {}
     for number, query_id in enumerate(queries):
         own = f"p{re.sub('[a-z]', '', query_id)}"
         others = random.Random(number).sample([i for i in COLLECTION.passages if i != own], DEPTH - 1)
-        scores = [positive[number % len(positive)], *np.linspace(2, -6, DEPTH - 1).tolist()]
+        scores = [positive[number % len(positive)], *np.linspace(2, -20, DEPTH - 1).tolist()]
         run[query_id] = retrieval.to_hits(query_id, zip([own, *others], scores, strict=True))
     return run
 
@@ -144,7 +144,7 @@ def test_hard_honours_skip(line, tmp_path):
 
 def test_without_a_reranker_the_runs_scores_count(line, tmp_path, capsys):
     """Of ten scored, one is below: three a query come from deeper ranks, and are counted."""
-    cut = 2 - 8 * (SCORED - 2) / (DEPTH - 2) + 0.01  # just above the score of rank 10
+    cut = 2 - 22 * (SCORED - 2) / (DEPTH - 2) + 0.01  # just above the score of rank 10
     cli.main(line(negative_below=expit(cut)))
     for query_id, (_, first, *others) in read(tmp_path / "groups.tsv").items():
         hits = [hit.passage_id for hit in RUN[query_id]]
@@ -288,7 +288,10 @@ def fails(capsys, tmp_path):
         ({"policy": "random", "run": None, "report": "true"}, "--run is missing"),
         ({"negative_below": 0.9, "positive_above": 0.1}, "0 < negative_below < positive_above < 1"),
         ({"positive_above": 1.5}, "positive_above=1.5"),
-        ({"run": "{files}/alike.run", "scored": 50}, "no training data.*0.500 to 0.500.*mine --report"),
+        (
+            {"run": "{files}/alike.run", "scored": 50},
+            "no candidate has a probability below.*0.500 to 0.500.*mine --report",
+        ),
         ({"run": "{files}/other.run"}, "hits for none of 10 queries.*--queries and --run belong together"),
         ({"run": "{files}/other.run", "calibrate": "true"}, "--queries and --run belong together"),
         ({"qrels": "{files}/qrels.test.tsv"}, "no query has a label.*--queries and --qrels belong together"),

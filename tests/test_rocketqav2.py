@@ -15,7 +15,17 @@ import pytest
 import toy
 import yaml
 
-from rocketqa_paddle import checkpoints, dataset, formats, losses, metrics, mining, models, pipeline, retrieval
+from rocketqa_paddle import (
+    checkpoints,
+    dataset,
+    formats,
+    losses,
+    metrics,
+    mining,
+    models,
+    pipeline,
+    retrieval,
+)
 from rocketqa_paddle.config import (
     DataSettings,
     EvaluationSettings,

@@ -559,3 +559,59 @@ def test_half_precision_on_a_cpu(tmp_path, precision):
     if str(dtypes[0]) == "paddle.float32":
         pytest.skip("Paddle's auto_cast has no effect on a CPU: trained in float32")
     assert set(dtypes) == {{"bf16": paddle.bfloat16, "fp16": paddle.float16}[precision]}
+
+
+def lamb(values, gradients, rates, decayed, decay, beta1=0.9, beta2=0.999, epsilon=1e-6):
+    """You et al.'s LAMB. What is not decayed takes Adam's step as it is: in Paddle the two go together."""
+    first = dict.fromkeys(values, 0.0)
+    second = dict(first)
+    for number, (rate, gradient) in enumerate(zip(rates, gradients, strict=True), 1):
+        for name, g in gradient.items():
+            first[name] = beta1 * first[name] + (1 - beta1) * g
+            second[name] = beta2 * second[name] + (1 - beta2) * g**2
+            m, v = first[name] / (1 - beta1**number), second[name] / (1 - beta2**number)
+            step, size = m / (np.sqrt(v) + epsilon), 1.0
+            if name in decayed:
+                step = step + decay * values[name]
+                size = np.linalg.norm(values[name]) / np.linalg.norm(step)
+            values[name] = values[name] - rate * size * step
+    return values
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.01])
+def test_steps_equal_a_numpy_lamb(decay):
+    """Every tensor, several steps; decay and the ratio of norms on weights alone, a rate for each net."""
+    nets, generator = make_nets(), np.random.default_rng(7)
+    settings = OptimizerSettings(algorithm="lamb", learning_rate=0.1, weight_decay=decay)
+    optimizer = make_optimizer(nets, settings, {"two": 0.25})
+    values, parameters, gradients = arrays(nets), dict(trainer_module._named_parameters(nets)), []
+    rates = [0.1, 0.05, 0.02]
+    before = {name: value.copy() for name, value in values.items()}
+    for rate in rates:
+        gradients.append(
+            {name: generator.normal(size=v.shape).astype(np.float32) for name, v in values.items()}
+        )
+        for name, parameter in parameters.items():
+            parameter.grad = paddle.to_tensor(gradients[-1][name])
+        optimizer.set_lr(rate)
+        optimizer.step()
+        optimizer.clear_grad()
+    decayed = {name for name in values if name.endswith(("embedding.weight", "output.weight"))}
+    for net, factor in {"one": 1.0, "two": 0.25}.items():
+        ours = {name: value for name, value in arrays(nets).items() if name.startswith(net)}
+        mine = [{name: g[name] for name in ours} for g in gradients]
+        start = {name: before[name] for name in ours}
+        expected = lamb(start, mine, [factor * rate for rate in rates], decayed, decay)
+        assert_same(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lamb_decays_neither_biases_nor_layer_norms():
+    """Without a gradient to speak of, decay alone moves a tensor."""
+    nets = make_nets(names=("one",))
+    for parameter in nets["one"].parameters():
+        parameter.set_value(paddle.full_like(parameter, 0.5))
+        parameter.grad = paddle.zeros_like(parameter)
+    settings = OptimizerSettings(algorithm="lamb", learning_rate=0.1, weight_decay=0.5)
+    make_optimizer(nets, settings, {}).step()
+    moved = {name for name, p in nets["one"].named_parameters() if not np.allclose(p.numpy(), 0.5)}
+    assert moved == {"embedding.weight", "output.weight"}
