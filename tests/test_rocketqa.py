@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 
 import numpy as np
 import paddle
@@ -566,3 +567,35 @@ def test_a_reranker_that_rejects_everything(copied, monkeypatch):
     ):
         rocketqa.train(settings)
     assert not (folder_of(settings) / "step3" / "retriever").exists()
+
+
+# Two processes ------------------------------------------------------------------------------------
+
+
+def test_two_processes_end_as_one_with_twice_the_batch(data, tmp_path):
+    """Every step's model, without dropout: in-batch and cross-batch negatives, mining, searches, scores."""
+    one = change(make(tmp_path / "one", data), "retriever", dropout=0.0)
+    one = change(one, "step2", steps=6, optimizer=FAST)  # in more, Adam makes much of the last digits
+    one = change(one, "denoising", negative_below=0.5)
+    two = dataclasses.replace(one, output=str(tmp_path / "two"))
+    for step in ("step1", "step2", "step3", "step4"):
+        two = change(two, step, batch_size=getattr(one, step).batch_size // 2)
+    rocketqa.train(one)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(dataclasses.asdict(two)), encoding="utf-8")
+    done = toy.run(
+        *(toy.FLEETRUN, "--nproc_per_node", "2", "--log_dir", tmp_path / "log"),
+        *(toy.ROOT / "examples" / "train_rocketqa.sh", "--config", "two.yaml"),
+        cwd=tmp_path,
+        PYTHON=sys.executable,
+    )
+    logs = [path.read_text() for path in sorted((tmp_path / "log").glob("workerlog.*"))]
+    assert done.returncode == 0, "\n".join(log[-3000:] for log in logs)
+    for step in ("step1", "step2", "step3", "step4"):
+        name = "reranker" if step == "step2" else "retriever"
+        ours, theirs = (
+            checkpoints.to_arrays(checkpoints.load(folder_of(s) / step / name).network) for s in (one, two)
+        )
+        for key in ours.keys() - {name for name in ours if name.endswith("key.bias")}:  # they move no softmax
+            np.testing.assert_allclose(theirs[key], ours[key], atol=1e-3, err_msg=f"{step} {key}")
+    reports = [(folder_of(settings) / "stages.md").read_text() for settings in (one, two)]
+    assert reports[0] == reports[1]
