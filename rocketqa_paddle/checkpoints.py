@@ -71,6 +71,10 @@ class Checkpoint:
         return state.hexdigest()[:16]
 
 
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "README.md")
+"""What every checkpoint folder has, beside the vocabulary."""
+
+
 # Saving -----------------------------------------------------------------------------------------
 
 

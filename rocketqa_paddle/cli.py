@@ -197,13 +197,13 @@ def rerank(
         output: run file to write
         titles: file of `id TAB title` lines (para.title.txt)
         format: of the new run: `qid TAB pid TAB rank TAB score`, or TREC's six columns
-        depth: passages a query
+        depth: passages a query that are scored; the others are left out
         batch_size: rows computed together
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle import convert, retrieval
 
-    hits = formats.read_run(run)
+    hits = {query_id: found[:depth] for query_id, found in formats.read_run(run).items()}
     asked = {query.id: query for query in formats.read_queries(queries)}
     found = {hit.passage_id for query_hits in hits.values() for hit in query_hits}
     corpus = {p.id: p for p in formats.read_passages(passages, titles) if p.id in found}
@@ -386,9 +386,11 @@ def _train_parser() -> ArgumentParser:
         system.add_argument(
             "--config", action="config", help="YAML file of settings; flags after it override it"
         )
-        system.add_argument("--from-stage", type=str, metavar="STAGE", help=FROM_STAGE)
-        system.add_argument("--until-stage", type=str, metavar="STAGE", help="end after this stage")
-        system.add_argument("--dry-run", action="store_true", help=DRY_RUN)
+        system.add_argument("--from-stage", "--from_stage", type=str, metavar="STAGE", help=FROM_STAGE)
+        system.add_argument(
+            "--until-stage", "--until_stage", type=str, metavar="STAGE", help="end after this stage"
+        )
+        system.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
         system.add_class_arguments(settings, as_group=False)
         _let_switches_stand_alone(system)
         systems.add_subcommand(name, system, help=description[0].lower() + description[1:].rstrip("."))

@@ -412,6 +412,9 @@ class DenoisingSettings:
     """The re-ranker scores this many of the best candidates."""
     negatives: int = 1
     """Negatives a query (the paper: 4 on MS MARCO, 1 on NQ)."""
+    choose: Literal["hardest", "random"] = "hardest"
+    """Of the candidates that the re-ranker rejects, take those that the retriever found first, as in the
+    released code, or some at random."""
     negative_below: float = 0.1
     """A scored candidate is a negative if the re-ranker's probability is below this. Where those are too few,
     candidates deeper than `scored` make up the number."""
@@ -472,7 +475,8 @@ class PretrainingSettings(ContrastiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _share(alpha=self.alpha)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}, expected 0 to 1")
 
 
 @dataclass(frozen=True)

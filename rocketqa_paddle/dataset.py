@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,9 @@ def load(settings: DataSettings) -> Dataset:
     Raises:
         ValueError: a split that trains or measures has no judgements, or no unlabelled query is left.
     """
-    judged = [settings.train, settings.dev, *settings.tests]
-    names = dict.fromkeys([*judged, *([settings.unlabelled] if settings.unlabelled else [])])
+    names = dict.fromkeys([settings.train, settings.dev, *settings.tests])
     collection = formats.read_collection(settings.folder, list(names))
-    for name in judged:
+    for name in names:
         if not collection.splits[name].qrels:
             raise ValueError(
                 f"{settings.folder}: split {name!r} has no judgements (qrels.{name}.tsv), but it needs them"
@@ -47,33 +47,41 @@ def load(settings: DataSettings) -> Dataset:
     limits[settings.dev] = settings.max_dev_queries
     evaluated = {name: _sample(collection.splits[name], limit) for name, limit in limits.items()}
     train = _sample(collection.splits[settings.train], settings.max_train_queries)
-    if settings.unlabelled is None:
-        return Dataset(collection.passages, train, Split({}), evaluated)
-    asked = collection.splits[settings.unlabelled].queries
-    rest = _without(asked, train)
-    notes = ()
-    if left_out := len(asked) - len(rest):
-        notes = (
-            f"unlabelled: {left_out} of {len(asked)} queries of {settings.unlabelled!r} are labelled "
-            "training queries, too: left out",
-        )
-    if not rest:
+    rest, notes = Split({}), ()
+    if settings.unlabelled is not None:
+        measured = [collection.splits[name] for name in evaluated if name != settings.train]
+        rest, notes = _unlabelled(settings, train, measured)
+    return Dataset(collection.passages, train, rest, evaluated, notes)
+
+
+def _unlabelled(
+    settings: DataSettings, train: Split, evaluated: Sequence[Split]
+) -> tuple[Split, tuple[str, ...]]:
+    """Queries of the unlabelled split that are neither labelled nor measured, each text once; and notes."""
+    asked = formats.read_unlabelled(settings.folder, settings.unlabelled)
+    labelled = {query.key for query in train.queries.values()}
+    measured = {query.key for split in evaluated for query in split.queries.values()}
+    kept: dict[str, Query] = {}
+    left_out: Counter[str] = Counter()
+    for query in asked.values():
+        if query.key in labelled:
+            left_out["are labelled training queries, too"] += 1
+        elif query.key in measured:
+            left_out["are dev or test queries"] += 1
+        elif query.key in kept:
+            left_out["stand there twice"] += 1
+        else:
+            kept[query.key] = query
+    name = settings.unlabelled
+    notes = [f"{name}: {n} of {len(asked)} unlabelled queries {why}: left out" for why, n in left_out.items()]
+    if not kept:
         raise ValueError(
-            f"data.unlabelled: every query of {settings.unlabelled!r} is a labelled training query: name "
-            "another split, set max_train_queries to leave some over, or leave data.unlabelled empty"
+            f"data.unlabelled: of the {len(asked)} queries of {name!r} none is left "
+            f"({', '.join(f'{n} {why}' for why, n in left_out.items())}): name another split, set "
+            "max_train_queries to leave some over, or leave data.unlabelled empty"
         )
-    unlabelled = _sample(Split(rest), settings.max_unlabelled_queries)
-    return Dataset(collection.passages, train, unlabelled, evaluated, notes)
-
-
-def _without(queries: Mapping[str, Query], labelled: Split) -> dict[str, Query]:
-    """The queries whose text no labelled one has, whatever their ids."""
-    known = {_key(query) for query in labelled.queries.values()}
-    return {i: query for i, query in queries.items() if _key(query) not in known}
-
-
-def _key(query: Query) -> str:
-    return " ".join(query.text.split()).casefold()
+    rest = Split({query.id: query for query in kept.values()})
+    return _sample(rest, settings.max_unlabelled_queries), tuple(notes)
 
 
 def _sample(split: Split, count: int | None) -> Split:

@@ -47,6 +47,11 @@ class DenoisingRun(Pipeline):
         self.check_negatives(
             self.first_retriever.negatives, self.first_reranker.negatives, self.denoising.negatives
         )
+        if self.denoising.depth > len(self.passages):
+            self.notes.append(
+                f"denoising.depth={self.denoising.depth}, but the corpus has only {len(self.passages)} "
+                "passages: all of them are candidates"
+            )
         self.labelled_set: QuerySets = {LABELLED: (self.train_split.queries, self.denoising.depth)}
         self.unlabelled_set: QuerySets = {}
         if self.unlabelled.queries:
@@ -78,6 +83,7 @@ class DenoisingRun(Pipeline):
             self.rerank_dev(self._reranker, reranker, candidates=self._retriever)
 
         return [
+            *self.start_stage(),
             self.stage(
                 self._retriever,
                 titles[0],
@@ -139,13 +145,15 @@ class DenoisingRun(Pipeline):
         """The best models on dev, and the final tables: every stage against the one before."""
         best = self.complete_best(self._system)
         titles = {name: f"retriever, {self.title(name)}" for name in self.trained_stages("retriever")}
-        lines = [Line(title, stage) for stage, title in titles.items()]
+        lines = self.start_line() + [Line(title, stage) for stage, title in titles.items()]
         for over in dict.fromkeys([self._retriever, best["retriever"]]):
             lines.append(Line(f"re-ranker over {self.title(over)}", self._reranker, over))
-        stages = list(titles)
-        pairs = [(titles[b], titles[a]) for a, b in zip(stages, stages[1:], strict=False)]
+        first, *later = titles.values()
+        pairs = dict.fromkeys(
+            [*zip(later, [first, *later], strict=False), *((title, first) for title in later[-1:])]
+        )
         note = f"The re-ranker orders the {self.settings.evaluation.rerank_depth} best of a retriever."
-        self.report(lines, pairs, [note])
+        self.report(lines, list(pairs), [note])
 
     # Data ---------------------------------------------------------------------------------------
 
@@ -153,7 +161,8 @@ class DenoisingRun(Pipeline):
         """Labelled positives, and negatives among the candidates that the re-ranker rejects."""
         split, below = self.train_split, self.denoising.negative_below
         candidates, scored, miner = self.hits(self._retriever, LABELLED), self._scored, self._miner(split)
-        groups = miner.denoised(split.queries.values(), scored, below=below, deeper=candidates)
+        asked, hardest = split.queries.values(), self.denoising.choose == "hardest"
+        groups = miner.denoised(asked, scored, below=below, deeper=candidates, hardest=hardest)
         return mined(self, stage, miner, groups)
 
     def undenoised_groups(self, stage: str) -> list[Group]:
@@ -175,8 +184,21 @@ class DenoisingRun(Pipeline):
         candidates, scored = self.hits(retriever, name), self._score(retriever, name)
         miner = self._miner(split)
         below, above = s.negative_below, s.positive_above
-        groups = miner.pseudo(split.queries.values(), scored, below=below, above=above, deeper=candidates)
-        return mined(self, stage, miner, groups)
+        asked = split.queries.values()
+        groups = mined(
+            self,
+            stage,
+            miner,
+            miner.pseudo(
+                asked, scored, below=below, above=above, deeper=candidates, hardest=s.choose == "hardest"
+            ),
+        )
+        if not groups:
+            raise ValueError(
+                f"{stage}: no query of {name} has a candidate with a probability above {above} and enough "
+                f"negatives. {describe_scores(scored, self._calibration)}"
+            )
+        return groups
 
     def _split(self, name: str) -> Split:
         return self.train_split if name == LABELLED else self.unlabelled

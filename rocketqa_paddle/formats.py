@@ -628,6 +628,23 @@ def read_collection(folder: FilePath, splits: Sequence[str]) -> Collection:
     )
 
 
+def read_unlabelled(folder: FilePath, name: str) -> dict[str, Query]:
+    """Read the queries of a split of a collection, and none of its judgements.
+
+    In the layout of RocketQA they are `<name>.query.txt`. In a BEIR folder they are `<name>.jsonl` (`_id`,
+    `text`) or, where there is none, the queries that `qrels/<name>.tsv` names.
+    """
+    folder = Path(folder)
+    if _find(folder, "para.txt"):
+        path = _need(folder, f"{name}.query.txt")
+        return keyed(path, "query", read_queries(path))
+    if path := _find(folder, f"{name}.jsonl"):
+        return keyed(path, "query", _beir_queries(path))
+    named = {judgement.query_id for judgement in _judgements(_need(folder / "qrels", f"{name}.tsv"))}
+    asked = _need(folder, "queries.jsonl")
+    return {i: query for i, query in keyed(asked, "query", _beir_queries(asked)).items() if i in named}
+
+
 def _read_rocketqa(folder: Path, splits: Sequence[str]) -> Collection:
     corpus, titles = _need(folder, "para.txt"), _find(folder, "para.title.txt")
     asked = {split: _need(folder, f"{split}.query.txt") for split in splits}

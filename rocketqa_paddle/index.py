@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 
+TEXTS = "passages.jsonl"
+"""The file of an index folder with the passages' texts."""
+
 
 class VectorIndex:
     """An exact inner-product index over passages.
@@ -143,7 +146,7 @@ def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
 
 def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:
     """Keep the passages beside their vectors, as JSON lines: any text at all comes back as it was."""
-    with open(Path(folder) / "passages.jsonl", "w", encoding="utf-8") as file:
+    with open(Path(folder) / TEXTS, "w", encoding="utf-8") as file:
         for passage in passages:
             file.write(json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False) + "\n")
 
@@ -154,7 +157,7 @@ def read_texts(folder: str | Path, ids: Container[str]) -> dict[str, Passage]:
     Raises:
         FileNotFoundError: the folder keeps no texts.
     """
-    path = whole(folder) / "passages.jsonl"
+    path = whole(folder) / TEXTS
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not there; make the index with `rocketqa index`, which keeps the texts"

@@ -66,8 +66,11 @@ def _iter_calc(measures: list, qrels: Qrels, scored: dict) -> list:
 
 
 def compare(qrels: Qrels, run: Run, baseline: Run, name: str) -> Comparison:
-    """Paired t-test of `run` against `baseline` on one measure, query by query."""
+    """Paired t-test of `run` against `baseline` on one measure, query by query. One query has no p (nan)."""
     ours, theirs = (evaluate_queries(qrels, r, [name])[name] for r in (run, baseline))
     difference = ours - theirs
-    p_value = float(stats.ttest_rel(ours, theirs).pvalue) if difference.any() else 1.0
+    if len(difference) < 2:
+        p_value = float("nan")
+    else:
+        p_value = float(stats.ttest_rel(ours, theirs).pvalue) if difference.any() else 1.0
     return Comparison(float(difference.mean()), p_value, len(difference))

@@ -24,6 +24,7 @@ def mine(
     reranker: str | None = None,
     scored: int = 50,
     negatives: int = 4,
+    choose: Literal["hardest", "random"] = "random",
     skip: int = 0,
     negative_below: float = 0.1,
     positive_above: float = 0.9,
@@ -42,12 +43,14 @@ def mine(
         policy: negatives drawn from the whole corpus (random), from a run as it is (hard), or from its
             candidates that a re-ranker rejects (denoised); pseudo lets it choose the positive, too
         qrels: labelled positives: `qid pid`, or four TREC columns
-        run: candidates (TREC, or `qid pid rank score`); without --reranker, its scores are a re-ranker's
+        run: candidates (TREC, or `qid pid rank score`); without --reranker, what `rocketqa rerank` wrote
         output: file of training groups to write
         titles: file of `id TAB title` lines (para.title.txt)
         reranker: scores the candidates: folder, toolkit's JSON or published name
-        scored: best candidates of a query that are scored; deeper ones make up too few negatives
+        scored: with --reranker, so many of the best candidates are scored; deeper ones make up for too few
+            negatives
         negatives: negatives a query
+        choose: of rejected candidates, the first in the run's order or random ones (denoised, pseudo)
         skip: leave out this many of the best candidates (hard)
         negative_below: a candidate is a negative if its probability is below this
         positive_above: the best candidate is a pseudo positive if its probability is above this
@@ -63,6 +66,8 @@ def mine(
         formats.check_group_file(output, format)
     at_least(1, negatives=negatives, scored=scored, batch_size=batch_size)
     at_least(0, skip=skip)
+    if skip and policy != "hard":
+        raise ValueError(f"--skip {skip} is for --policy hard alone")
     check_thresholds(negative_below, positive_above)
     labels = formats.load_qrels(qrels) if qrels else {}
     hits = formats.read_run(run) if run else {}
@@ -79,9 +84,15 @@ def mine(
     judged: Run = {}
     if report or policy in ("denoised", "pseudo"):
         select_device(use_cuda)
-        best = {query_id: found[:scored] for query_id, found in hits.items() if query_id in asked}
-        judged = _score(reranker, best, corpus, Split(asked, labels), batch_size) if reranker else best
+        best = judged = {query_id: hits[query_id] for query_id in hits if query_id in asked}
+        if reranker:
+            best = {query_id: found[:scored] for query_id, found in best.items()}
+            if short := sum(len(found) < scored for found in best.values()):
+                print(f"the run has fewer than {scored} hits for {short} of {len(best)} queries")
+            judged = _score(reranker, best, corpus, Split(asked, labels), batch_size)
         if calibrate:
+            if not labels.keys() & judged.keys():
+                raise ValueError("--calibrate needs labelled queries among those of --queries and --run")
             miner.calibration = fit(judged, labels, seed)
         if miner.calibration.slope <= 0:
             raise ValueError(
@@ -93,7 +104,7 @@ def mine(
             print(ScoreReport(judged, labels, miner.calibration, found=best))
     if not policy:
         return
-    thresholds = {"below": negative_below, "deeper": hits}
+    thresholds = {"below": negative_below, "deeper": hits, "hardest": choose == "hardest"}
     policies: dict[Policy, Callable[[], Iterator[Group]]] = {
         "random": lambda: miner.undenoised(chosen, {}, easy=negatives),
         "hard": lambda: miner.undenoised(chosen, hits, skip=skip),
@@ -139,8 +150,8 @@ def _choose(policy: Policy, asked: Mapping[str, Query], labels: Qrels, hits: Run
     """The queries that the policy is for; tells how many are not."""
     labelled = {i for i, judged in labels.items() if any(relevance > 0 for relevance in judged.values())}
     if policy == "pseudo":
-        texts = {asked[i].text for i in labelled & asked.keys()}
-        chosen = [query for query in asked.values() if query.text not in texts]
+        keys = {asked[i].key for i in labelled & asked.keys()}
+        chosen = [query for query in asked.values() if query.key not in keys]
         wrong, empty = "are labelled", "every query is labelled, but pseudo labels are for those that are not"
     else:
         chosen = [query for query in asked.values() if query.id in labelled]

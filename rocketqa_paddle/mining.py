@@ -172,9 +172,15 @@ class Miner:
             yield self._group(query, self._positive(query), self._fill_up(query, drawn), "random")
 
     def denoised(
-        self, queries: Iterable[Query], scored: Run, *, below: float, deeper: Run | None = None
+        self,
+        queries: Iterable[Query],
+        scored: Run,
+        *,
+        below: float,
+        deeper: Run | None = None,
+        hardest: bool = False,
     ) -> Iterator[Group]:
-        """Negatives at random from the candidates whose probability is under `below`.
+        """Negatives from the candidates whose probability is under `below`, at random or the hardest.
 
         A query with too few of them, even with deeper ones, is left out, and counted.
 
@@ -182,10 +188,12 @@ class Miner:
             queries: labelled queries.
             scored: candidates with the re-ranker's scores.
             below: upper bound of a negative's probability (the papers: 0.1).
-            deeper: more candidates; those that are not scored make up the number where it falls short.
+            deeper: all candidates in the retriever's order; those that are not scored make up the number
+                where it falls short.
+            hardest: take the first in that order.
         """
         for query in queries:
-            if drawn := self._rejected(query, scored, below, deeper or {}):
+            if drawn := self._rejected(query, scored, below, deeper or {}, hardest):
                 yield self._group(query, self._positive(query), drawn, "denoised")
 
     def pseudo(
@@ -196,6 +204,7 @@ class Miner:
         below: float,
         above: float,
         deeper: Run | None = None,
+        hardest: bool = False,
     ) -> Iterator[Group]:
         """Unlabelled queries: the best candidate over `above` is the positive; negatives as above.
 
@@ -205,15 +214,18 @@ class Miner:
             best = max(scored.get(query.id, []), key=lambda hit: hit.score, default=None)
             if best is None or self.calibration.probability(best.score) <= above:
                 self.report.no_positive += 1
-            elif drawn := self._rejected(query, scored, below, deeper or {}):
+            elif drawn := self._rejected(query, scored, below, deeper or {}, hardest):
                 yield self._group(query, best.passage_id, drawn, "pseudo")
 
-    def _rejected(self, query: Query, scored: Run, below: float, deeper: Run) -> list[str]:
+    def _rejected(self, query: Query, scored: Run, below: float, deeper: Run, hardest: bool) -> list[str]:
         hits = scored.get(query.id, [])
         ids = (hit.passage_id for hit in hits if self.calibration.probability(hit.score) < below)
         pool = self._without_positives(query, ids)
         if len(pool) >= self.negatives:
-            return self._random.sample(pool, self.negatives)
+            if not hardest:
+                return self._random.sample(pool, self.negatives)
+            places = {hit.passage_id: place for place, hit in enumerate(deeper.get(query.id, []))}
+            return sorted(pool, key=lambda i: places.get(i, len(places)))[: self.negatives]
         seen = {hit.passage_id for hit in hits}
         more = (hit.passage_id for hit in deeper.get(query.id, []) if hit.passage_id not in seen)
         rest = self._without_positives(query, more)

@@ -24,14 +24,17 @@ from rocketqa_paddle import (
 )
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import RunSettings, StageSettings
-from rocketqa_paddle.index import VectorIndex
+from rocketqa_paddle.index import TEXTS, VectorIndex
 from rocketqa_paddle.records import Group, Query, Run
 from rocketqa_paddle.report import Row
 from rocketqa_paddle.retrieval import CorpusIndex
-from rocketqa_paddle.stages import Stage
+from rocketqa_paddle.stages import Stage, Work
 from rocketqa_paddle.staging import QuerySets, StagedRun
-from rocketqa_paddle.storage import write_text
+from rocketqa_paddle.storage import read_json, write_json, write_text
 from rocketqa_paddle.trainer import Loss, Trainer
+
+START = "start"
+"""Name of the stage that measures the start weights."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,14 @@ class Pipeline(StagedRun):
     """
 
     def __init__(self, settings: RunSettings) -> None:
-        metrics.parse_measures(settings.evaluation.measures)
+        measures = metrics.parse_measures(settings.evaluation.measures)
         super().__init__(settings)
+        depth = settings.evaluation.depth
+        self.notes += [
+            f"{measure} is measured on {depth} passages a query, for evaluation.depth is {depth}"
+            for measure in measures
+            if (measure.params.get("cutoff") or 0) > depth
+        ]
 
     @property
     def measure(self) -> str:
@@ -96,6 +105,20 @@ class Pipeline(StagedRun):
                 self.write_run(paths[name], run)
         self._log_dev(stage, "retriever", self.hits(stage, settings.data.dev))
 
+    def start_stage(self) -> list[Stage]:
+        """A stage that measures the start weights, if the settings ask for it."""
+        if not self.settings.evaluation.start:
+            return []
+
+        def measure() -> None:
+            self.search(START, self.start_retriever(), keep_best=False)
+
+        return [self.stage(START, "start weights", measure, sections=["retriever"], work=Work(), searches={})]
+
+    def start_line(self) -> list[Line]:
+        """The same as a line of the final table."""
+        return [Line("start weights", START)] if START in self.done else []
+
     def _encode_corpus(self, retriever: Checkpoint, progress: str) -> CorpusIndex:
         with device.arithmetic(self.settings.precision):
             return CorpusIndex(
@@ -114,9 +137,27 @@ class Pipeline(StagedRun):
 
     def _save_best(self, stage: str, retriever: Checkpoint, index: CorpusIndex) -> None:
         folder = self.folder / "best"
-        card = f"Stage {stage}, chosen by {self.measure} on {self.settings.data.dev}."
-        self.save(retriever, folder / "retriever", card)
+        self.save(retriever, folder / "retriever", self._best_card(stage))
         index.save(folder / "index", retriever.digest())
+        self._note_best("retriever", stage)
+
+    def _best_card(self, stage: str) -> str:
+        return f"Stage {stage}, chosen by {self.measure} on {self.settings.data.dev}."
+
+    def _note_best(self, model: str, stage: str) -> None:
+        """Write down in `best/stages.json` which stage a model there is of."""
+        if distributed.is_main():
+            path = self.folder / "best" / "stages.json"
+            write_json(path, (read_json(path) if path.is_file() else {}) | {model: stage})
+        distributed.barrier()
+
+    def forget_best(self, stage: str) -> None:
+        """Take a stage's models out of `best/`."""
+        path = self.folder / "best" / "stages.json"
+        for model, best in (read_json(path) if path.is_file() else {}).items():
+            if best == stage:
+                for name in {"retriever": ["retriever", "index"], "reranker": ["reranker"]}[model]:
+                    shutil.rmtree(self.folder / "best" / name, ignore_errors=True)
 
     def trained_stages(self, model: str) -> list[str]:
         """The stages done so far that trained a model of this name."""
@@ -279,12 +320,12 @@ class Pipeline(StagedRun):
         folder = self.folder / "best"
         best = {model: self.best_stage(model) for model in ("retriever", "reranker")}
         retriever = self.load(self.folder / best["retriever"] / "retriever", "retriever")
-        if not self._is_kept(retriever):
+        if distributed.any_rank(not self._is_kept(retriever)):
             index = self._encode_corpus(retriever, "best: encode the corpus")
             self._save_best(best["retriever"], retriever, index)
         reranker = self.load(self.folder / best["reranker"] / "reranker", "reranker")
-        card = f"{system}, {best['reranker']}, chosen by {self.measure} on {self.settings.data.dev}."
-        self.save(reranker, folder / "reranker", card)
+        self.save(reranker, folder / "reranker", f"{system}. {self._best_card(best['reranker'])}")
+        self._note_best("reranker", best["reranker"])
         if distributed.is_main():
             shutil.rmtree(self.folder / "last", ignore_errors=True)
         return best
@@ -297,7 +338,7 @@ class Pipeline(StagedRun):
             same = checkpoints.load(folder / "retriever").digest() == retriever.digest()
         except (OSError, ValueError):
             return False
-        return same and index.ids == list(self.passages)
+        return same and index.ids == list(self.passages) and (folder / "index" / TEXTS).is_file()
 
     def report(
         self, lines: Sequence[Line], pairs: Sequence[tuple[str, str]], notes: Sequence[str] = ()

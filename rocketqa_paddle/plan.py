@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rocketqa_paddle import distributed
@@ -11,7 +11,7 @@ from rocketqa_paddle.checkpoints import Checkpoint, named_tensors
 from rocketqa_paddle.records import Passage, Query
 from rocketqa_paddle.report import align
 from rocketqa_paddle.retrieval import encode_passages, score_pairs
-from rocketqa_paddle.stages import Stage, State, Work
+from rocketqa_paddle.stages import AGAIN, RERANK_DEPTH, Stage, State, Work
 
 _ROWS = 64  # that are timed
 _WITH_GRADIENT = 3  # a backward pass costs two forward passes
@@ -54,7 +54,11 @@ def _time(compute: Callable[[], object]) -> float:
 
 
 def table(
-    stages: Sequence[Stage], states: Mapping[str, State], speed: Speed, sizes: Mapping[str, int]
+    stages: Sequence[Stage],
+    states: Mapping[str, State],
+    speed: Speed,
+    models: Mapping[str, Checkpoint],
+    passages: Collection[Passage],
 ) -> str:
     """One row a stage: what the folder says of it, its sizes, and estimates of time and disk.
 
@@ -62,28 +66,50 @@ def table(
         stages: of the run.
         states: of those that would be looked at, by name.
         speed: of the networks.
-        sizes: parameters of a model, by name.
+        models: the networks as they start, by name.
+        passages: the corpus, which `best/` indexes.
     """
+    sizes = {name: 4 * parameters(model) for name, model in models.items()}
     rows = [("stage", "", "state", "steps", "trained", "encoded", "scored", "time", "disk")]
     total_seconds, total_bytes = 0.0, 0
     for stage in stages:
         work, state = stage.work, states.get(stage.name)
         seconds = speed.seconds(work)
-        size = _BYTES_A_HIT * work.hits + sum(4 * sizes[model] for model in work.models)
-        todo = state is not None and state.status != "finished"
-        total_seconds, total_bytes = total_seconds + todo * seconds, total_bytes + todo * size
+        size = _BYTES_A_HIT * work.hits + sum(sizes[model] for model in work.models)
+        if state:
+            total_seconds += speed.seconds(_remaining(work, state))
+            total_bytes += size if state.status in ("new", "changed") else 0
         numbers = (work.steps, work.trained_texts + work.trained_pairs, work.encoded, work.scored)
         status = state.status if state else "left out"
         cells = (stage.name, stage.title, status, *(f"{number:,}" for number in numbers))
         rows.append((*cells, _duration(seconds), _bytes(size)))
-    text = f"{align(rows)}\n\nto do: about {_duration(total_seconds)} and {_bytes(total_bytes)}"
+    best = sum(sizes.values()) + _index_bytes(models["retriever"], passages)
+    rows.append(("best", "the search engine", *[""] * 6, _bytes(best)))
+    unfinished = 3 * max(sizes.values())  # parameters, and two moments of each
+    text = (
+        f"{align(rows)}\n\nto do: about {_duration(total_seconds)} and {_bytes(total_bytes + best)}; "
+        f"while it runs, {_bytes(unfinished)} more, and the index once more"
+    )
     changes = [
-        f"{stage.name} would be done again: {change}"
+        f"{stage.name} would be {AGAIN[states[stage.name].status]}: {change}"
         for stage in stages
         if stage.name in states
         for change in states[stage.name].changes.values()
     ]
     return "\n".join([text, *changes])
+
+
+def _remaining(work: Work, state: State) -> Work:
+    """What a stage has still to do; of one that is begun, all of it at the most."""
+    if state.status == "finished" or state.changes.keys() == {RERANK_DEPTH}:
+        return Work()
+    return Work(encoded=work.encoded) if state.status == "search again" else work
+
+
+def _index_bytes(retriever: Checkpoint, passages: Collection[Passage]) -> int:
+    """Of vectors and texts."""
+    hidden = retriever.network.config.hidden_size
+    return sum(4 * hidden + len(p.id) + len(p.title) + len(p.text) for p in passages)
 
 
 def parameters(model: Checkpoint) -> int:

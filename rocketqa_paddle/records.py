@@ -18,6 +18,11 @@ class Query:
     id: str
     text: str
 
+    @property
+    def key(self) -> str:
+        """What makes two queries one, whatever their ids."""
+        return " ".join(self.text.split()).casefold()
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:

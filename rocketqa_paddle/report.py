@@ -50,6 +50,8 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 def significance(ours: Row, baseline: Row, qrels: Qrels, measure: str) -> str:
     """One sentence: how much better, and by a paired t-test how surely."""
     result = metrics.compare(qrels, ours.run, baseline.run, measure)
+    if result.queries < 2:
+        return f"{ours.name} against {baseline.name}: {measure} {result.difference:+.3f} on a single query."
     verdict = "significant at 0.05" if result.p_value < 0.05 else "not significant at 0.05"
     return (
         f"{ours.name} against {baseline.name}: {measure} {result.difference:+.3f}, "

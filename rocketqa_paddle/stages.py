@@ -20,6 +20,8 @@ _DIGEST = re.compile(r"[0-9a-f]{16}\b")
 
 RERANK_DEPTH = "evaluation.rerank_depth"
 """The one setting of searches that leaves what retrievers found as it is."""
+CORPUS = "corpus"
+"""The one input of searches on which a re-ranker's scores hang."""
 
 Facts = Mapping[str, Any]
 """Settings under dotted names, and digests of what was read."""
@@ -59,6 +61,7 @@ class Stage:
         decisive: what decides what is trained, beside the stages before.
         after: names of the earlier stages whose results it reads.
         searches: what decides what is retrieved and measured with the trained models.
+        pieces: files that it leaves in its folder, beside others.
         work: an estimate.
     """
 
@@ -68,6 +71,7 @@ class Stage:
     decisive: Facts
     after: Sequence[str] = ()
     searches: Facts = field(default_factory=dict)
+    pieces: Sequence[str] = ()
     work: Work = field(default_factory=Work)
 
 
@@ -108,6 +112,10 @@ ALL = Selection()
 Status = Literal["new", "begun", "finished", "changed", "search again"]
 
 
+AGAIN = {"changed": "done again", "search again": "searched and measured again", "begun": "made again"}
+"""What is told of a stage, by its status."""
+
+
 @dataclass(frozen=True)
 class State:
     """What the folder says of a stage, seen from what it would be done with now."""
@@ -117,6 +125,8 @@ class State:
     """What decides its outcome."""
     changes: Mapping[str, str] = field(default_factory=dict)
     """What is different now: its name, and a sentence on it."""
+    processes: int | None = None
+    """How many processes did it."""
 
     @property
     def digest(self) -> str:
@@ -135,9 +145,16 @@ class Ledger:
         self.folder = folder
 
     def state(self, stage: Stage, before: Mapping[str, str]) -> State:
-        """Compare a stage with its record. `before`: digests of the stages it comes after."""
+        """Compare a stage with its record. `before`: digests of the stages it comes after.
+
+        Raises:
+            ValueError: its folder has files, but no record.
+        """
         record, decisive = self._read(stage.name), _decisive(stage, before)
         if not record:
+            folder = self.folder / stage.name
+            if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+                raise ValueError(f"{folder} is not a stage's (it has no stage.json): choose another --output")
             return State("new", decisive)
         if changes := _changes(record["decisive"], decisive):
             return State("changed", decisive, changes)
@@ -150,38 +167,44 @@ class Ledger:
             ValueError: it is not trained.
         """
         record = self._read(stage.name)
-        if not record.get("trained"):
+        if not record.get("trained") or any("/" in piece for piece in self._missing(stage)):
             raise ValueError(f"{self.folder}: stage {stage.name} is not finished: leave out --from-stage")
         return self._measured(stage, record)
 
     def _measured(self, stage: Stage, record: Mapping[str, Any]) -> State:
         """The state of a stage whose training stands."""
+        decisive, processes = record["decisive"], record["processes"]
         if changes := _changes(record["searches"], stage.searches):
-            return State("search again", record["decisive"], changes)
-        return State("finished" if record["finished"] else "begun", record["decisive"])
+            return State("search again", decisive, changes, processes)
+        missing = self._missing(stage)
+        if record["finished"] and missing:
+            gone = {piece: f"{piece} is not there" for piece in missing}
+            return State("begun", decisive, gone, processes)
+        return State("finished" if record["finished"] else "begun", decisive, processes=processes)
 
-    def begin(self, stage: Stage, state: State) -> None:
+    def _missing(self, stage: Stage) -> list[str]:
+        return [piece for piece in stage.pieces if not (self.folder / stage.name / piece).is_file()]
+
+    def begin(self, stage: Stage, state: State, processes: int) -> None:
         """Note what the stage is done with, and clear away what was made with anything else."""
         folder, trained = self.folder / stage.name, False
-        if state.status == "new" and folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} holds files of something else (no stage.json): choose another --output"
-            )
         if state.status == "changed":
             _remove(folder)
         elif state.status == "search again":
             trained = self._read(stage.name)["trained"]
-            hits = [] if state.changes.keys() == {RERANK_DEPTH} else folder.glob("hits.*.tsv")
-            for path in (*hits, *folder.glob("reranked.*.tsv")):
+            patterns = ["reranked.*.tsv"]
+            patterns += [] if state.changes.keys() == {RERANK_DEPTH} else ["hits.*.tsv"]
+            patterns += ["scored.*.tsv"] if CORPUS in state.changes else []
+            for path in (path for pattern in patterns for path in folder.glob(pattern)):
                 path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        self._write(stage, state, trained=trained, finished=False)
+        self._write(stage, state, trained=trained, finished=False, processes=processes)
 
-    def finish(self, stage: Stage, state: State) -> None:
+    def finish(self, stage: Stage, state: State, processes: int) -> None:
         """Note that the stage is done."""
-        self._write(stage, state, trained=True, finished=True)
+        self._write(stage, state, trained=True, finished=True, processes=processes)
 
-    def _write(self, stage: Stage, state: State, **progress: bool) -> None:
+    def _write(self, stage: Stage, state: State, **progress: int) -> None:
         record = {"decisive": state.decisive, "searches": stage.searches, **progress}
         write_text(self._path(stage.name), json.dumps(record, indent=2) + "\n")
 
@@ -224,4 +247,5 @@ def _changes(theirs: Facts, ours: Facts) -> dict[str, str]:
 def _told(name: str, theirs: Any, ours: Any) -> str:
     if any(isinstance(value, str) and _DIGEST.match(value) for value in (theirs, ours)):
         return f"{name} changed"
-    return f"{name} was {theirs}, is {ours}"
+    was, now = ("not set" if value is None else value for value in (theirs, ours))
+    return f"{name} was {was}, is {now}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import paddle
 import yaml
 
 from rocketqa_paddle import dataset, distributed, plan, starting
-from rocketqa_paddle.checkpoints import Checkpoint
+from rocketqa_paddle.checkpoints import CHECKPOINT_FILES, Checkpoint
 from rocketqa_paddle.config import RunSettings
 from rocketqa_paddle.dataset import digest_records, digest_split
 from rocketqa_paddle.records import Query, Split
-from rocketqa_paddle.stages import ALL, RERANK_DEPTH, Ledger, Selection, Stage, State, Work
-from rocketqa_paddle.storage import write_text
+from rocketqa_paddle.stages import AGAIN, ALL, CORPUS, RERANK_DEPTH, Ledger, Selection, Stage, State, Work
+from rocketqa_paddle.storage import locked, write_text
 from rocketqa_paddle.trainer import MetricsLog
 
 QuerySets = Mapping[str, tuple[Mapping[str, Query], int]]
@@ -47,14 +48,14 @@ class StagedRun:
     def __init__(self, settings: RunSettings) -> None:
         self.settings, self.folder = settings, Path(settings.output)
         self._data = dataset.load(settings.data)
-        for note in self._data.notes:
-            self.say(note)
+        self.notes = list(self._data.notes)
+        """What to tell before the work begins."""
         self.passages, self.train_split = self._data.passages, self._data.train
         self.unlabelled = self._data.unlabelled
         self.log = MetricsLog(self.folder / "metrics.jsonl")
         self.ledger = Ledger(self.folder)
-        self.done: dict[str, Stage] = {}
-        """The stages done so far, by name, in order."""
+        self._stages: Sequence[Stage] = []
+        self._done: set[str] = set()
         self._starts: dict[str, starting.Start] = {}
         self._corpus_digest = digest_records(self.passages.values())
         self._vocabulary = self.folder / "vocabulary" / self._corpus_digest  # of networks from scratch
@@ -63,10 +64,18 @@ class StagedRun:
         """Queries and judgements that a dev or test split is measured by."""
         return self._data.evaluated[name]
 
+    @property
+    def done(self) -> dict[str, Stage]:
+        """The stages that are done, by name, in order."""
+        return {stage.name: stage for stage in self._stages if stage.name in self._done}
+
     def say(self, text: str) -> None:
         """Tell the user, once for all ranks."""
         if distributed.is_main():
             print(text, flush=True)
+
+    def forget_best(self, stage: str) -> None:
+        """Called on rank 0 before a stage is done: what its models were the best of is no more."""
 
     def stage_done(self, stage: Stage) -> None:
         """Called after every stage, also where it was finished before."""
@@ -85,30 +94,31 @@ class StagedRun:
         selection.check(names)
         trusted, wanted = selection.split(names)
         self._check_folder()
+        states = self._states(stages, trusted)
+        for note in self.notes:
+            self.say(note)
         if selection.dry_run:
-            self._tell_plan(stages, self._states(stages, trusted, wanted))
+            self._tell_plan(stages, {name: states[name] for name in (*trusted, *wanted)})
             return
-        self._claim_folder()
-        self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
-        self._states(stages, trusted, wanted)
-        digests: dict[str, str] = {}
-        for stage in stages:
-            if stage.name in (*trusted, *wanted):
-                digests[stage.name] = self._do(stage, self._state(stage, stage.name in trusted, digests))
-        if wanted[-1] == names[-1]:
-            complete()
-        else:
-            self.say(f"ended after {wanted[-1]}, as asked; leave out --until-stage to go on")
+        with self._claimed_folder():
+            self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
+            self._stages = stages
+            self._done = {name for name, state in states.items() if state.status == "finished"}
+            digests: dict[str, str] = {}
+            for stage in stages:
+                if stage.name in (*trusted, *wanted):
+                    digests[stage.name] = self._do(stage, self._state(stage, stage.name in trusted, digests))
+            if wanted[-1] == names[-1]:
+                complete()
+            else:
+                self.say(f"ended after {wanted[-1]}, as asked; leave out --until-stage to go on")
 
-    def _states(
-        self, stages: Sequence[Stage], trusted: Sequence[str], wanted: Sequence[str]
-    ) -> dict[str, State]:
-        """What the folder says of the stages of a selection; raises if it cannot be done."""
+    def _states(self, stages: Sequence[Stage], trusted: Sequence[str]) -> dict[str, State]:
+        """What the folder says of the stages; raises if some cannot be trusted, or done."""
         states: dict[str, State] = {}
         for stage in stages:
-            if stage.name in (*trusted, *wanted):
-                before = {name: state.digest for name, state in states.items()}
-                states[stage.name] = self._state(stage, stage.name in trusted, before)
+            before = {name: state.digest for name, state in states.items()}
+            states[stage.name] = self._state(stage, stage.name in trusted, before)
         return states
 
     def _state(self, stage: Stage, trusted: bool, before: Mapping[str, str]) -> State:
@@ -116,22 +126,27 @@ class StagedRun:
 
     def _do(self, stage: Stage, state: State) -> str:
         """Do a stage, or what is missing of it. Returns its digest."""
+        processes = distributed.world_size()
         if state.status == "finished":
             self.say(f"{stage.name}: finished before")
+            if state.processes != processes:
+                self.say(
+                    f"{stage.name}: it was done by {state.processes} processes, now there are {processes}: a "
+                    "step has another number of queries"
+                )
         else:
-            again = "done" if state.status == "changed" else "searched and measured"
             for change in state.changes.values():
-                self.say(f"{stage.name}: {again} again: {change}")
+                self.say(f"{stage.name}: {AGAIN[state.status]}: {change}")
             distributed.barrier()  # every rank has read the record
             if distributed.is_main():
                 self._clear(stage, state)
             distributed.barrier()
             stage.run()
-        self.done[stage.name] = stage
+        self._done.add(stage.name)
         self.stage_done(stage)
         if state.status != "finished":
             if distributed.is_main():
-                self.ledger.finish(stage, state)
+                self.ledger.finish(stage, state, processes)
             distributed.barrier()
         return state.digest
 
@@ -141,10 +156,12 @@ class StagedRun:
             self.log.forget(stage.name, only_measures=state.status == "search again")
         if state.status == "changed":
             shutil.rmtree(self.folder / "last", ignore_errors=True)
+        if state.changes.keys() != {RERANK_DEPTH}:
+            self.forget_best(stage.name)
         for path in (self.folder / "best").glob("*.tsv"):
             path.unlink()
         (self.folder / "report.md").unlink(missing_ok=True)
-        self.ledger.begin(stage, state)
+        self.ledger.begin(stage, state, distributed.world_size())
 
     def _tell_plan(self, stages: Sequence[Stage], states: Mapping[str, State]) -> None:
         """Tell what would be done; nothing is written."""
@@ -153,8 +170,7 @@ class StagedRun:
             models = {"retriever": self.start_retriever(), "reranker": self.start_reranker()}
             queries = list(self.train_split.queries.values())
             speed = plan.measure(*models.values(), list(self.passages.values()), queries)
-        sizes = {name: plan.parameters(model) for name, model in models.items()}
-        self.say(plan.table(stages, states, speed, sizes))
+        self.say(plan.table(stages, states, speed, models, self.passages.values()))
 
     def stage(
         self,
@@ -182,29 +198,29 @@ class StagedRun:
         """
         s = self.settings
         evaluated = {n: (self.split(n).queries, s.evaluation.depth) for n in [s.data.dev, *s.data.tests]}
+        more = searches or {}
+        if clash := evaluated.keys() & more.keys():
+            raise ValueError(
+                f"a split must not be called {min(clash)!r}, as a query set of {name}: rename it"
+            )
+        facts: dict[str, Any] = {CORPUS: self._corpus_digest}
+        facts |= {f"{n} queries": digest_split(self.split(n)) for n in evaluated}
+        facts |= {"evaluation.depth": s.evaluation.depth, RERANK_DEPTH: s.evaluation.rerank_depth}
+        facts |= {f"{n} queries": digest_records(queries.values()) for n, (queries, _) in more.items()}
+        facts |= {f"depth of {n}": depth for n, (_, depth) in more.items()}
+        pieces = [f"{model}/{file}" for model in work.models for file in CHECKPOINT_FILES]
+        if "reranker" in work.models:
+            pieces.append("reranked.dev.tsv")
+            work += Work(scored=len(self.split(s.data.dev).queries) * s.evaluation.rerank_depth)
         if searches is not None:
-            sets = [*evaluated.values(), *searches.values()]
-            encoded = len(self.passages) + sum(len(queries) for queries, _ in sets)
-            hits = work.hits + sum(len(queries) * depth for queries, depth in sets)
-            work = dataclasses.replace(work, encoded=encoded, hits=hits)
-        judged = {f"{n} queries": digest_split(self.split(n)) for n in evaluated}
-        asked = {f"{n} queries": digest_records(q.values()) for n, (q, _) in (searches or {}).items()}
-        depths = {f"depth of {n}": k for n, (_, k) in (searches or {}).items()}
-        return Stage(
-            name,
-            title,
-            run,
-            self._facts(sections) | dict(also or {}),
-            after,
-            {
-                **judged,
-                "evaluation.depth": s.evaluation.depth,
-                RERANK_DEPTH: s.evaluation.rerank_depth,
-                **asked,
-                **depths,
-            },
-            work,
-        )
+            sets = {**evaluated, **more}
+            pieces += [f"hits.{n}.tsv" for n in sets]
+            work += Work(
+                encoded=len(self.passages) + sum(len(queries) for queries, _ in sets.values()),
+                hits=sum(len(queries) * depth for queries, depth in sets.values()),
+            )
+        decisive = self._facts(sections) | dict(also or {})
+        return Stage(name, title, run, decisive, after, facts, pieces, work)
 
     @property
     def unlabelled_facts(self) -> dict[str, str]:
@@ -232,24 +248,46 @@ class StagedRun:
         return starting.digest(self._read_start(start))
 
     def _check_folder(self) -> None:
-        """Refuse a folder with a run of another system."""
+        """Refuse a folder with a run of another system, or with anything else."""
         path = self.folder / "config.yaml"
-        if path.is_file():
-            theirs = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            if differ := theirs.keys() ^ dataclasses.asdict(self.settings).keys():
+        if self.folder.is_file():
+            raise ValueError(f"{self.folder} is a file: choose another --output")
+        if not path.is_file():
+            if self.folder.is_dir() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
                 raise ValueError(
-                    f"{path}: a run of another system, or version, began this folder (it differs in "
-                    f"{', '.join(sorted(differ))}): choose another --output"
+                    f"{self.folder} holds other files (and no config.yaml): choose another --output"
                 )
+            return
+        try:
+            theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not YAML ({error})") from None
+        if not isinstance(theirs, dict):
+            raise ValueError(f"{path}: expected the settings of a run")
+        if differ := theirs.keys() ^ dataclasses.asdict(self.settings).keys():
+            raise ValueError(
+                f"{path}: a run of another system, or version, began this folder (it differs in "
+                f"{', '.join(sorted(differ))}): choose another --output"
+            )
 
-    def _claim_folder(self) -> None:
-        """Write the settings to `config.yaml`. What has changed in them, the stages' records tell."""
-        distributed.barrier()  # every rank has read the old one
-        if distributed.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(dataclasses.asdict(self.settings), sort_keys=False)
-            write_text(self.folder / "config.yaml", text)
-        distributed.barrier()
+    @contextmanager
+    def _claimed_folder(self) -> Iterator[None]:
+        """The folder, for this run alone, with its settings in `config.yaml`.
+
+        What has changed in them, the stages' records tell.
+
+        Raises:
+            ValueError: another run is at work in it.
+        """
+        distributed.barrier()  # every rank has read the old settings
+        with ExitStack() as stack:
+            if distributed.is_main():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder / ".lock"))
+                text = yaml.safe_dump(dataclasses.asdict(self.settings), sort_keys=False)
+                write_text(self.folder / "config.yaml", text)
+            distributed.barrier()
+            yield
 
     # Networks -----------------------------------------------------------------------------------
 

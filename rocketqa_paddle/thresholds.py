@@ -47,6 +47,7 @@ class ScoreReport:
     """
 
     def __init__(self, scored: Run, qrels: Qrels, calibration: Calibration, found: Run | None = None) -> None:
+        self._raw = calibration == Calibration()
         positives: list[float] = []
         others: list[float] = []
         best: list[tuple[float, bool]] = []
@@ -126,10 +127,8 @@ class ScoreReport:
     def _advice(self) -> str:
         found = self.suggest()
         if found is None:
-            return (
-                "No pair of thresholds parts the two sides: train the re-ranker longer, or calibrate its "
-                "scores (--calibrate) if it was trained on lists."
-            )
+            advice = "No pair of thresholds parts the two sides: train the re-ranker longer"
+            return advice + (", or --calibrate it if it was trained on lists." if self._raw else ".")
         below, above = found.negative_below, found.positive_above
         return (
             f"suggested: --negative_below {below:.2f} --positive_above {above:.2f}\n"

@@ -73,7 +73,10 @@ class MetricsLog:
     def read(self) -> list[dict[str, Any]]:
         """All lines so far, without a last one that a crash cut off."""
         lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
-        return [json.loads(line) for line in lines[:-1]]
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError as error:
+            raise ValueError(f"{self.path}: a line is not JSON ({error}): remove it") from None
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what `stage` logged after `step`: those steps will be taken again."""
@@ -344,7 +347,7 @@ class Trainer(Generic[Example]):
             if state[name] != ours:
                 raise ValueError(
                     f"{path}: {name} was {state[name]}, is now {ours}: go on with the settings and number of "
-                    "processes the run began with, or remove the folder"
+                    f"processes the run began with, or remove {folder} to begin the stage anew"
                 )
         checkpoints.load_arrays_into(self.parameters, read_arrays(folder / "parameters.safetensors"), path)
         moments = read_arrays(folder / "optimizer.safetensors")

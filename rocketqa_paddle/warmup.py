@@ -63,8 +63,8 @@ def train_retriever(
 
 
 def _bm25(run: Pipeline, stage: str, queries: Queries) -> Run:
-    path = run.folder / stage / "hits.bm25.tsv"
-    if not path.is_file():
+    path = run.folder / stage / "bm25.tsv"
+    if distributed.any_rank(not path.is_file()):  # one answer for all, or some would wait for ever
         run.write_run(path, retrieval.bm25(run.passages, queries, _BM25_DEPTH))
     return formats.read_run(path)
 

@@ -180,8 +180,9 @@ def test_rerank(best, data, a_run, tmp_path, capsys):
     )
     found = formats.read_run(tmp_path / "reranked.run")
     for query, hits in found.items():
-        assert [hit.passage_id for hit in hits] == [hit.passage_id for hit in expected[query]]
-        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected[query]], abs=1e-4)
+        scored = expected[query][:6]  # what is below has no score
+        assert [hit.passage_id for hit in hits] == [hit.passage_id for hit in scored]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in scored], abs=1e-4)
 
 
 def test_evaluate(data, a_run, tmp_path, capsys):

@@ -54,7 +54,7 @@ def files(tmp_path_factory):
     formats.write_run_tsv(folder / "alike.run", alike)
     formats.write_run_tsv(folder / "other.run", {"other": retrieval.to_hits("other", [("p1", 1.0)])})
     formats.write_run_tsv(folder / "strange.run", {"dev0": retrieval.to_hits("dev0", [("p999", 1.0)])})
-    formats.write_run_tsv(folder / "wrong.run", make_run(ASKED, -9.0))
+    formats.write_run_tsv(folder / "wrong.run", make_run(ASKED, -30.0))
     (folder / "strange.qrels").write_text("dev0\tp998\n")
     return folder
 
@@ -142,17 +142,20 @@ def test_hard_honours_skip(line, tmp_path):
         assert set(others) == {hit.passage_id for hit in RUN[query_id][-NEGATIVES:]}
 
 
-def test_without_a_reranker_the_runs_scores_count(line, tmp_path, capsys):
-    """Of ten scored, one is below: three a query come from deeper ranks, and are counted."""
-    cut = 2 - 22 * (SCORED - 2) / (DEPTH - 2) + 0.01  # just above the score of rank 10
+def test_without_a_reranker_the_runs_scores_count(line, tmp_path):
+    """Of all hits, for a re-ranker wrote them: five a query are below, and four of these are taken."""
+    cut = 2 - 22 * (DEPTH - 7) / (DEPTH - 2) + 0.01  # just above the score of the fifth last
     cli.main(line(negative_below=expit(cut)))
-    for query_id, (_, first, *others) in read(tmp_path / "groups.tsv").items():
-        hits = [hit.passage_id for hit in RUN[query_id]]
-        assert first == hits[SCORED - 1]
-        assert set(others) <= set(hits[SCORED:])
-    assert (
-        f"10 denoised groups; {10 * (NEGATIVES - 1)} negatives from deeper ranks" in capsys.readouterr().out
-    )
+    for query_id, (_, *others) in read(tmp_path / "groups.tsv").items():
+        assert set(others) < {hit.passage_id for hit in RUN[query_id][-6:]}
+
+
+def test_the_hardest_are_the_first_in_the_runs_order(line, tmp_path):
+    cut = 2 - 22 * (DEPTH - 12) / (DEPTH - 2)
+    cli.main(line(negative_below=expit(cut), choose="hardest"))
+    for query_id, (_, *others) in read(tmp_path / "groups.tsv").items():
+        rejected = [hit.passage_id for hit in RUN[query_id] if hit.score < cut]
+        assert others == rejected[:NEGATIVES]
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.4, 0.9])
@@ -223,7 +226,7 @@ def test_report_alone_and_with_a_policy(line, tmp_path, capsys, policy):
         line(report="true", policy=policy, output=output if policy else None, run=tmp_path / "mixed.run")
     )
     out = capsys.readouterr().out
-    assert f"10 labelled positives | {10 * (SCORED - 1)} other candidates" in re.sub(" +", " ", out)
+    assert f"10 labelled positives | {10 * (DEPTH - 1)} other candidates" in re.sub(" +", " ", out)
     assert len(re.findall(r"^\| 0\.\d to ", out, flags=re.MULTILINE)) == 10
     below, above = map(float, re.search(r"--negative_below (\S+) --positive_above (\S+)", out).groups())
     assert below == 0.5  # no higher than needed

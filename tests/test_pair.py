@@ -90,7 +90,15 @@ def digest(settings, stage, model="retriever") -> str:
 
 def test_the_run_folder_is_whole(whole):
     folder = folder_of(whole)
-    expected = {"config.yaml", "metrics.jsonl", "report.md", "stages.md", "curves.png"}
+    expected = {
+        ".lock",
+        "best/stages.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "report.md",
+        "stages.md",
+        "curves.png",
+    }
     expected |= {f"{stage}/stage.json" for stage in STAGES}
     trained = {stage: "reranker" if stage == "teacher_reranker" else "retriever" for stage in STAGES}
     for place, model in [*trained.items(), ("best", "retriever"), ("best", "reranker")]:
@@ -172,8 +180,8 @@ def test_two_towers_are_refused(data, tmp_path):
         make(tmp_path, data, retriever=RetrieverSettings(start="tiny", shared=False))
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.0])
-def test_a_weight_that_leaves_no_query_centric_part_is_refused(alpha):
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_a_weight_that_is_no_share_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha"):
         PretrainingSettings(alpha=alpha)
 
@@ -192,6 +200,7 @@ def test_starting_again_computes_nothing(whole, monkeypatch):
 def test_lamb_goes_on_as_if_never_stopped(whole, tmp_path, monkeypatch, step):
     """SIGTERM in pre-training, the stage that LAMB trains; parameters, moments and their powers come back."""
     shutil.copytree(folder_of(whole) / "vocabulary", tmp_path / "run" / "vocabulary")
+    shutil.copy(folder_of(whole) / "config.yaml", tmp_path / "run")
     settings = dataclasses.replace(whole, output=str(tmp_path / "run"))
     original, calls = losses.pair, []
 

@@ -33,6 +33,7 @@ from rocketqa_paddle.config import (
 )
 from rocketqa_paddle.retrieval import CorpusIndex
 from rocketqa_paddle.stages import Selection
+from rocketqa_paddle.storage import locked
 from rocketqa_paddle.systems import rocketqa
 from rocketqa_paddle.trainer import Stopped, Trainer
 
@@ -50,7 +51,7 @@ def sections(data) -> dict:
             start="tiny", shared=True, pooling="mean", query_length=12, passage_length=20
         ),
         "reranker": RerankerSettings(start="tiny", length=28, dropout=0.0),
-        "evaluation": EvaluationSettings(depth=20, rerank_depth=10, measures=MEASURES),
+        "evaluation": EvaluationSettings(depth=20, rerank_depth=10, measures=MEASURES, start=False),
         "denoising": DenoisingSettings(
             depth=20, scored=10, negatives=2, negative_below=0.3, positive_above=0.51
         ),
@@ -155,7 +156,15 @@ def test_the_run_folder_is_whole(whole):
     folder = folder_of(whole)
     kept = {"step1": "retriever", "step2": "reranker", "step3": "retriever", "step4": "retriever"}
     parts = ("config.json", "model.safetensors", "vocab.txt", "README.md")
-    expected = {"config.yaml", "metrics.jsonl", "report.md", "stages.md", "curves.png"}
+    expected = {
+        ".lock",
+        "best/stages.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "report.md",
+        "stages.md",
+        "curves.png",
+    }
     expected |= {f"{step}/stage.json" for step in STEPS}
     expected |= {f"{step}/{model}/{file}" for step, model in kept.items() for file in parts}
     expected |= {f"best/{model}/{file}" for model in ("retriever", "reranker") for file in parts}
@@ -285,6 +294,7 @@ def stop_in_step3(monkeypatch):
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, monkeypatch, stop):
     shutil.copytree(folder_of(whole) / "vocabulary", tmp_path / "run" / "vocabulary")
+    shutil.copy(folder_of(whole) / "config.yaml", tmp_path / "run")
     settings = dataclasses.replace(whole, output=str(tmp_path / "run"))
     paddle.seed(12345)
     with monkeypatch.context() as patch, pytest.raises(stop(patch)):
@@ -431,11 +441,9 @@ def test_a_dry_run_writes_nothing(whole, copied, tmp_path, capsys):
 # Which queries ------------------------------------------------------------------------------------
 
 
-def test_labelled_queries_are_no_unlabelled_ones(whole, capsys):
+def test_labelled_queries_are_no_unlabelled_ones(whole):
     run = rocketqa.RocketQARun(whole)
-    assert (
-        "25 of 40 queries of 'train' are labelled training queries, too: left out" in capsys.readouterr().out
-    )
+    assert run.notes == ["train: 25 of 40 unlabelled queries are labelled training queries, too: left out"]
     assert len(run.unlabelled.queries) == 15
     assert not run.unlabelled.queries.keys() & run.train_split.queries.keys()
     assert not run.unlabelled.qrels
@@ -503,7 +511,7 @@ def test_a_reranker_that_is_trained_already(whole, copied, monkeypatch):
 def test_negatives_of_bm25_in_step1(copied, monkeypatch):
     settings = change(copied, "step1", candidates="bm25", negatives=2)
     _, groups = spied(settings, monkeypatch, Selection(until_stage="step1"))["step1"]
-    found = read(settings, "step1/hits.bm25.tsv")
+    found = read(settings, "step1/bm25.tsv")
     assert len(found) == len(groups) == 25
     for group in groups:
         hits = {hit.passage_id for hit in found[group.query.id]}
@@ -512,12 +520,90 @@ def test_negatives_of_bm25_in_step1(copied, monkeypatch):
         assert negatives <= hits or len(hits - {group.passages[0].id}) < 2
 
 
+def test_the_start_weights_are_measured_where_asked(copied, monkeypatch):
+    forbid(monkeypatch, (Trainer, "fit"))
+    rocketqa.train(change(copied, "evaluation", start=True))
+    for name in ("report.md", "stages.md"):
+        assert "start weights" in (folder_of(copied) / name).read_text()
+    check_best(copied)
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "step3/retriever",
+        "step2/reranker",
+        "step1/hits.dev.tsv",
+        "step3/hits.test.tsv",
+        "best/index/passages.jsonl",
+    ],
+)
+def test_what_is_not_there_is_made_again(whole, copied, gone):
+    path = folder_of(copied) / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    rocketqa.train(copied)
+    assert models(copied) == models(whole)
+    assert outcome(copied).keys() == outcome(whole).keys()
+    check_best(copied)
+
+
+def test_other_passages_with_steps_taken_as_they_are(whole, copied, data, tmp_path):
+    """What was searched and scored is so no more; nothing that is trusted is trained."""
+    shutil.copytree(data, tmp_path / "data")
+    texts = (tmp_path / "data/para.txt").read_text().replace("river", "ocean")
+    (tmp_path / "data/para.txt").write_text(texts)
+    changed = change(copied, "data", folder=str(tmp_path / "data"))
+    before = models(whole)
+    rocketqa.train(changed, Selection(from_stage="step3"))
+    after = models(changed)
+    assert [step for step in before if before[step] == after[step]] == ["step1", "step2"]
+    assert "ocean" in (folder_of(changed) / "best/index/passages.jsonl").read_text()
+    assert "river" not in (folder_of(changed) / "best/index/passages.jsonl").read_text()
+
+
+def test_a_stage_done_again_leaves_best(copied):
+    """A model that is no more must not be what people search with."""
+    worse = change(copied, "step3", steps=1, optimizer=OptimizerSettings(learning_rate=0.5))
+    best = json.loads((folder_of(copied) / "best/stages.json").read_text())["retriever"]
+    rocketqa.train(change(worse, "step1", steps=5) if best == "step1" else worse)
+    check_best(worse)
+
+
+def test_two_runs_in_one_folder(copied):
+    with locked(folder_of(copied) / ".lock"), pytest.raises(ValueError, match="another run is at work"):
+        rocketqa.train(copied)
+
+
+@pytest.mark.parametrize("place", [".", "step3"])
+def test_the_folder_of_something_else(data, tmp_path, place):
+    """Told before any work, and nothing is touched."""
+    settings = make(tmp_path / "run", data)
+    if place != ".":
+        rocketqa.train(settings, Selection(until_stage="step1"))
+    note = tmp_path / "run" / place / "thesis.txt"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text("years of work")
+    with pytest.raises(ValueError, match="choose another --output"):
+        rocketqa.train(settings)
+    assert note.read_text() == "years of work"
+
+
+def test_a_split_with_the_name_of_a_query_set(data, tmp_path):
+    settings = change(make(tmp_path / "run", data), "data", tests=["train.labelled"])
+    for name in ("{}.query.txt", "qrels.{}.tsv"):
+        shutil.copy(data / name.format("test"), data / name.format("train.labelled"))
+    with pytest.raises(ValueError, match="must not be called 'train.labelled'"):
+        rocketqa.train(settings)
+
+
 # Refused ------------------------------------------------------------------------------------------
 
 
 def test_every_query_is_labelled(data, tmp_path):
     settings = change(make(tmp_path / "run", data), "data", max_train_queries=None)
-    with pytest.raises(ValueError, match="every query of 'train' is a labelled training query"):
+    with pytest.raises(
+        ValueError, match="of the 40 queries of 'train' none is left .40 are labelled training queries"
+    ):
         rocketqa.train(settings)
     assert not (tmp_path / "run").exists()
 

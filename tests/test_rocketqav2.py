@@ -109,7 +109,7 @@ def check_best(settings) -> None:
 
 def test_the_run_folder_is_whole(whole):
     folder = folder_of(whole)
-    expected = {"config.yaml", "metrics.jsonl", "report.md", "stages.md", "curves.png"}
+    expected = {".lock", "config.yaml", "metrics.jsonl", "report.md", "stages.md", "curves.png"}
     expected |= {str(path.relative_to(folder)) for path in folder.glob("vocabulary/*/vocab.txt")}
     expected |= {f"{stage}/stage.json" for stage in STAGES}
     expected |= {f"{stage}/hits.{split}.tsv" for stage in STAGES for split in ("dev", "test")}
@@ -281,6 +281,7 @@ def kill_at(owner, name: str, number: int, when: str):
 def begin(whole, folder):
     """Settings of another run. It gets the vocabulary of `whole`: how that is made is tested above."""
     shutil.copytree(folder_of(whole) / "vocabulary", folder / "vocabulary")
+    shutil.copy(folder_of(whole) / "config.yaml", folder)
     return dataclasses.replace(whole, output=str(folder))
 
 

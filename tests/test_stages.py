@@ -33,7 +33,7 @@ def ledger(tmp_path):
 def begin(ledger, stage, before=None) -> State:
     """As a run does; returns what the folder said before."""
     state = ledger.state(stage, before or {})
-    ledger.begin(stage, state)
+    ledger.begin(stage, state, 1)
     return state
 
 
@@ -51,7 +51,7 @@ def do(ledger, stage, before=None) -> None:
         (folder / name).write_text("q\tp\t1\t0.5\n")
     (folder / "retriever").mkdir(exist_ok=True)
     (folder / "retriever" / "model.safetensors").write_bytes(b"trained")
-    ledger.finish(stage, state)
+    ledger.finish(stage, state, 1)
 
 
 def files(ledger, name="one") -> set[str]:
@@ -68,7 +68,7 @@ def test_a_stage_is_new_then_begun_then_finished(ledger):
     assert not ledger.folder.exists()  # asking writes nothing
     state = begin(ledger, stage)
     assert status(ledger, stage) == ("begun", [])
-    ledger.finish(stage, state)
+    ledger.finish(stage, state, 1)
     assert status(ledger, stage) == ("finished", [])
     assert status(Ledger(ledger.folder), stage) == ("finished", [])  # another process
 
@@ -86,13 +86,13 @@ def test_a_decisive_change_comes_before_a_searched_one(ledger, finished):
     ("old", "new", "told"),
     [
         ({"a.start": "tiny"}, {"a.start": "step1"}, ["a.start was tiny, is step1"]),
-        ({"a": True, "b": 0.5}, {"a": False, "b": None}, ["a was True, is False", "b was 0.5, is None"]),
+        ({"a": True, "b": 0.5}, {"a": False, "b": None}, ["a was True, is False", "b was 0.5, is not set"]),
         ({"tests": ["x"]}, {"tests": ["x", "y"]}, ["tests was ['x'], is ['x', 'y']"]),
         ({"corpus": OLD}, {"corpus": NEW}, ["corpus changed"]),
         ({}, {"corpus": NEW}, ["corpus changed"]),
         ({"q": f"{OLD} to 5"}, {"q": f"{NEW} to 5"}, ["q changed"]),
         ({"b": 1, "a": 1}, {"a": 2, "b": 2}, ["a was 1, is 2", "b was 1, is 2"]),
-        ({"gone": 1}, {}, ["gone was 1, is None"]),
+        ({"gone": 1}, {}, ["gone was 1, is not set"]),
         ({"start": f"{OLD}f"}, {"start": "tiny"}, [f"start was {OLD}f, is tiny"]),  # 17 digits
     ],
 )
@@ -158,7 +158,7 @@ def test_searching_again_keeps_what_was_trained_and_scored(ledger):
 def test_going_on_clears_nothing(ledger, finished):
     do(ledger, make())
     if not finished:
-        ledger.begin(make(), State("begun", make().decisive))
+        ledger.begin(make(), State("begun", make().decisive), 1)
     before = files(ledger)
     begin(ledger, make())
     assert files(ledger) == before
@@ -170,7 +170,7 @@ def test_files_of_something_else_are_refused_and_kept(ledger):
     begin(ledger, make())  # an empty folder is nobody's
     (folder / "stage.json").unlink()
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=rf"{re.escape(str(folder))} holds files .*another --output"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(folder))} is not a stage's .*another --output"):
         begin(ledger, make())
     assert files(ledger) == {"thesis.txt"}
 
@@ -246,7 +246,7 @@ def test_a_trusted_stage_is_as_it_was_done(ledger):
     assert (ledger.trusted(now).status, ledger.trusted(now).digest) == ("finished", before)
     searched = make(decisive={"one.steps": 5}, searches={})
     assert (ledger.trusted(searched).status, ledger.trusted(searched).digest) == ("search again", before)
-    ledger.begin(searched, ledger.trusted(searched))  # and is stopped then
+    ledger.begin(searched, ledger.trusted(searched), 1)  # and is stopped then
     assert (ledger.trusted(searched).status, ledger.trusted(searched).digest) == ("begun", before)
 
 

@@ -21,11 +21,11 @@ from rocketqa_paddle.mining import Miner, calibrate
 from rocketqa_paddle.pipeline import Line, Pipeline
 from rocketqa_paddle.records import Group, Query, Run, Split, with_positives
 from rocketqa_paddle.scoring import reranker_scores, retriever_scores
-from rocketqa_paddle.stages import ALL, Selection, Stage, Work
+from rocketqa_paddle.stages import ALL, Selection, Stage
 from rocketqa_paddle.staging import QuerySets
 from rocketqa_paddle.warmup import training_work
 
-START, WARMUP = "start", "warm-up"
+WARMUP = "warm-up"
 
 
 def train(settings: RocketQAv2Settings, selection: Selection = ALL) -> None:
@@ -59,14 +59,7 @@ class JointRun(Pipeline):
     def stages(self) -> list[Stage]:
         """The start weights measured, the warm-up, the rounds."""
         s = self.settings
-        stages = []
-        if s.evaluation.start:
-            weights = ("retriever",)
-            stages.append(
-                self.stage(
-                    START, "start weights", self.measure_start, sections=weights, work=Work(), searches={}
-                )
-            )
+        stages = self.start_stage()
         first = training_work("retriever", s.warmup_retriever, len(self.queries["retriever"]), 0)
         second = training_work(
             "reranker", s.warmup_reranker, len(self.queries["reranker"]), s.warmup_reranker.negatives
@@ -124,10 +117,6 @@ class JointRun(Pipeline):
         return sets
 
     # Stages -------------------------------------------------------------------------------------
-
-    def measure_start(self) -> None:
-        """What the start weights can do."""
-        self.search(START, self.start_retriever(), keep_best=False)
 
     def warm_up(self) -> None:
         """In-batch training of the retriever, then listwise training of the re-ranker on what it finds."""
@@ -235,8 +224,7 @@ class JointRun(Pipeline):
         """The best models on dev, and the final tables."""
         best = self.complete_best("RocketQAv2")
         titles = {stage: f"retriever, {self.title(stage)}" for stage in [WARMUP, *self.rounds]}
-        lines = [Line("start weights", START)] if self.settings.evaluation.start else []
-        lines += [Line(title, stage) for stage, title in titles.items()]
+        lines = self.start_line() + [Line(title, stage) for stage, title in titles.items()]
         ordered = dict.fromkeys([WARMUP, best["reranker"], *self.rounds[-1:]])
         names = {stage: f"re-ranker, {self.title(stage)}" for stage in ordered}
         lines += [Line(name, stage, over=best["retriever"]) for stage, name in names.items()]
