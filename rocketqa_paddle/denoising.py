@@ -24,6 +24,8 @@ from rocketqa_paddle.stages import Stage
 from rocketqa_paddle.staging import QuerySets
 from rocketqa_paddle.warmup import mined, training_work
 
+DENOISED = tuple(f"denoising.{name}" for name in ("depth", "scored", "negatives", "choose", "negative_below"))
+"""The settings of denoising that decide groups of labelled positives."""
 LABELLED, UNLABELLED = "train.labelled", "train.unlabelled"
 """Names of the query sets that retrievers search for."""
 

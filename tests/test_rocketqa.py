@@ -569,6 +569,12 @@ def test_a_stage_done_again_leaves_best(copied):
     check_best(worse)
 
 
+def test_the_threshold_of_pseudo_labels_leaves_step3_alone(whole, copied):
+    rocketqa.train(change(copied, "denoising", positive_above=0.6))
+    before, after = models(whole), models(copied)
+    assert [step for step in before if before[step] == after[step]] == ["step1", "step2", "step3"]
+
+
 def test_two_runs_in_one_folder(copied):
     with locked(folder_of(copied) / ".lock"), pytest.raises(ValueError, match="another run is at work"):
         rocketqa.train(copied)

@@ -8,7 +8,7 @@ for which M_D1 has searched and M_C has judged.
 from __future__ import annotations
 
 from rocketqa_paddle.config import RocketQASettings
-from rocketqa_paddle.denoising import UNLABELLED, DenoisingRun
+from rocketqa_paddle.denoising import DENOISED, UNLABELLED, DenoisingRun
 from rocketqa_paddle.records import Group
 from rocketqa_paddle.stages import ALL, Selection, Stage
 from rocketqa_paddle.warmup import training_work
@@ -38,7 +38,7 @@ class RocketQARun(DenoisingRun):
                 "step3",
                 "step 3 (M_D1)",
                 self.step3,
-                sections=("retriever", "denoising", "step3"),
+                sections=("retriever", "step3", *DENOISED),
                 after=("step1", "step2"),
                 work=training_work("retriever", s.step3, labelled, negatives, scored * labelled),
                 searches=self.unlabelled_set,
