@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from rocketqa_paddle import contrastive, distributed, formats, warmup
+from rocketqa_paddle import distributed, formats, warmup
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import (
     ContrastiveSettings,
@@ -124,20 +124,23 @@ class DenoisingRun(Pipeline):
             alpha: weight of the passage-centric loss.
         """
         retriever = self.start_retriever() if start == "start" else self.trained_retriever(start)
-        loss = contrastive.in_batch(retriever, alpha, cross_batch=settings.cross_batch)
 
-        def examples() -> list[Group]:
-            built = groups()
-            if not built:
-                raise ValueError(
-                    f"{stage}: no training data. {describe_scores(self._scored, self._calibration)}"
-                )
-            if settings.single_negatives:
-                return [single for group in built for single in group.singles()]
-            return built
+        def some() -> list[Group]:
+            if built := groups():
+                return built
+            raise ValueError(f"{stage}: no training data. {describe_scores(self._scored, self._calibration)}")
 
-        trained = self.trained(stage, {"retriever": retriever}, examples, loss, settings)
-        self.search(stage, trained["retriever"], searches)
+        trained = warmup.contrast(
+            self,
+            stage,
+            retriever,
+            some,
+            settings,
+            cross_batch=settings.cross_batch,
+            single_negatives=settings.single_negatives,
+            alpha=alpha,
+        )
+        self.search(stage, trained, searches)
 
     def trained_retriever(self, stage: str) -> Checkpoint:
         """The retriever of an earlier stage."""

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ _MAY_CHANGE = {
     "reranker.start",
     "retriever.recompute",
     "reranker.recompute",
-    "joint.rounds",
 }
 
 
@@ -57,6 +57,7 @@ class StagedRun:
         self._stages: Sequence[Stage] = []
         self._done: set[str] = set()
         self._starts: dict[str, starting.Start] = {}
+        self._start_digests: dict[str, str] = {}
         self._corpus_digest = digest_records(self.passages.values())
         self._vocabulary = self.folder / "vocabulary" / self._corpus_digest  # of networks from scratch
 
@@ -101,13 +102,13 @@ class StagedRun:
             self._tell_plan(stages, {name: states[name] for name in (*trusted, *wanted)})
             return
         with self._claimed_folder():
-            self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
             self._stages = stages
             self._done = {name for name, state in states.items() if state.status == "finished"}
-            digests: dict[str, str] = {}
+            if not self._done.issuperset(wanted):
+                self.start_retriever(), self.start_reranker()  # raises now, not after days, if one cannot be
             for stage in stages:
                 if stage.name in (*trusted, *wanted):
-                    digests[stage.name] = self._do(stage, self._state(stage, stage.name in trusted, digests))
+                    self._do(stage, states[stage.name])
             if wanted[-1] == names[-1]:
                 complete()
             else:
@@ -118,14 +119,12 @@ class StagedRun:
         states: dict[str, State] = {}
         for stage in stages:
             before = {name: state.digest for name, state in states.items()}
-            states[stage.name] = self._state(stage, stage.name in trusted, before)
+            trust = stage.name in trusted
+            states[stage.name] = self.ledger.trusted(stage) if trust else self.ledger.state(stage, before)
         return states
 
-    def _state(self, stage: Stage, trusted: bool, before: Mapping[str, str]) -> State:
-        return self.ledger.trusted(stage) if trusted else self.ledger.state(stage, before)
-
-    def _do(self, stage: Stage, state: State) -> str:
-        """Do a stage, or what is missing of it. Returns its digest."""
+    def _do(self, stage: Stage, state: State) -> None:
+        """Do a stage, or what is missing of it."""
         processes = distributed.world_size()
         if state.status == "finished":
             self.say(f"{stage.name}: finished before")
@@ -148,7 +147,6 @@ class StagedRun:
             if distributed.is_main():
                 self.ledger.finish(stage, state, processes)
             distributed.barrier()
-        return state.digest
 
     def _clear(self, stage: Stage, state: State) -> None:
         """Rank 0: drop what a stage left that was made with other settings."""
@@ -204,7 +202,7 @@ class StagedRun:
                 f"a split must not be called {min(clash)!r}, as a query set of {name}: rename it"
             )
         facts: dict[str, Any] = {CORPUS: self._corpus_digest}
-        facts |= {f"{n} queries": digest_split(self.split(n)) for n in evaluated}
+        facts |= self._evaluated_digests
         facts |= {"evaluation.depth": s.evaluation.depth, RERANK_DEPTH: s.evaluation.rerank_depth}
         facts |= {f"{n} queries": digest_records(queries.values()) for n, (queries, _) in more.items()}
         facts |= {f"depth of {n}": depth for n, (_, depth) in more.items()}
@@ -222,7 +220,15 @@ class StagedRun:
         decisive = self._facts(sections) | dict(also or {})
         return Stage(name, title, run, decisive, after, facts, pieces, work)
 
-    @property
+    @cached_property
+    def _labelled_digest(self) -> str:
+        return digest_split(self.train_split)
+
+    @cached_property
+    def _evaluated_digests(self) -> dict[str, str]:
+        return {f"{name} queries": digest_split(split) for name, split in self._data.evaluated.items()}
+
+    @cached_property
     def unlabelled_facts(self) -> dict[str, str]:
         """For `also` of a stage that trains on unlabelled queries."""
         return {"unlabelled queries": digest_split(self.unlabelled)}
@@ -233,7 +239,7 @@ class StagedRun:
             "seed": settings.seed,
             "precision": settings.precision,
             "corpus": self._corpus_digest,
-            "labelled queries": digest_split(self.train_split),
+            "labelled queries": self._labelled_digest,
         }
         for key, value in _flat(dataclasses.asdict(settings)).items():
             if key not in _MAY_CHANGE and any(key == s or key.startswith(f"{s}.") for s in sections):
@@ -245,7 +251,9 @@ class StagedRun:
     def _start_digest(self, start: str) -> str:
         if start in starting.SIZES:
             return f"{start}, vocabulary of {self._corpus_digest}"
-        return starting.digest(self._read_start(start))
+        if start not in self._start_digests:
+            self._start_digests[start] = starting.digest(self._read_start(start))
+        return self._start_digests[start]
 
     def _check_folder(self) -> None:
         """Refuse a folder with a run of another system, or with anything else."""

@@ -88,10 +88,15 @@ class MetricsLog:
 
     def forget(self, stage: str, *, only_measures: bool) -> None:
         """Rank 0: drop what was logged of a stage of the run, in which several trainings may lie."""
-        ours = [row for row in self.read() if row["stage"] == stage or row["stage"].startswith(f"{stage} ")]
-        dropped = [row for row in ours if not only_measures or "step" not in row]
-        if dropped:
-            self._rewrite([row for row in self.read() if row not in dropped])
+        rows = self.read()
+        kept = [
+            row
+            for row in rows
+            if not (row["stage"] == stage or row["stage"].startswith(f"{stage} "))
+            or (only_measures and "step" in row)
+        ]
+        if len(kept) < len(rows):
+            self._rewrite(kept)
 
 
 class Trainer(Generic[Example]):

@@ -5,7 +5,7 @@ Qu et al., NAACL 2021 (RocketQA), steps 1 and 2; RocketQAv2 and PAIR begin alike
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import paddle
@@ -53,13 +53,33 @@ def train_retriever(
     def groups() -> list[Group]:
         candidates, easy = (_bm25(run, stage, queries), 0) if source == "bm25" else ({}, negatives)
         miner = Miner(run.passages, run.train_split.qrels, negatives, run.settings.seed)
-        built = mined(run, stage, miner, miner.undenoised(queries.values(), candidates, easy=easy))
-        return [single for group in built for single in group.singles()] if single_negatives else built
+        return mined(run, stage, miner, miner.undenoised(queries.values(), candidates, easy=easy))
 
     if not queries:
         return run.as_it_is(stage, "retriever", retriever)
-    loss = contrastive.in_batch(retriever, cross_batch=cross_batch)
-    return run.trained(stage, {"retriever": retriever}, groups, loss, settings)["retriever"]
+    options = {"cross_batch": cross_batch, "single_negatives": single_negatives}
+    return contrast(run, stage, retriever, groups, settings, **options)
+
+
+def contrast(
+    run: Pipeline,
+    stage: str,
+    retriever: Checkpoint,
+    groups: Callable[[], list[Group]],
+    settings: StageSettings,
+    *,
+    cross_batch: bool,
+    single_negatives: bool,
+    alpha: float = 0.0,
+) -> Checkpoint:
+    """Train a retriever with in-batch negatives and those of its groups; see `train_retriever`."""
+
+    def examples() -> list[Group]:
+        built = groups()
+        return [single for group in built for single in group.singles()] if single_negatives else built
+
+    loss = contrastive.in_batch(retriever, alpha, cross_batch=cross_batch)
+    return run.trained(stage, {"retriever": retriever}, examples, loss, settings)["retriever"]
 
 
 def _bm25(run: Pipeline, stage: str, queries: Queries) -> Run:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 from paddle import Tensor
 
 from rocketqa_paddle import formats, losses, warmup
 from rocketqa_paddle.checkpoints import Checkpoint
-from rocketqa_paddle.config import RocketQAv2Settings
+from rocketqa_paddle.config import JointSettings, RocketQAv2Settings
 from rocketqa_paddle.dataset import digest_file, digest_records
 from rocketqa_paddle.mining import Miner, calibrate
 from rocketqa_paddle.pipeline import Line, Pipeline
@@ -26,6 +26,8 @@ from rocketqa_paddle.staging import QuerySets
 from rocketqa_paddle.warmup import training_work
 
 WARMUP = "warm-up"
+# A round does not hang on how many follow it.
+_DECISIVE = tuple(f"joint.{field.name}" for field in fields(JointSettings) if field.name != "rounds")
 
 
 def train(settings: RocketQAv2Settings, selection: Selection = ALL) -> None:
@@ -100,7 +102,7 @@ class JointRun(Pipeline):
             stage,
             stage,
             partial(self.train_round, before, stage, searches),
-            sections=("joint",),
+            sections=_DECISIVE,
             after=(before,),
             work=work + training_work("reranker", s, len(queries), negatives),
             searches=searches,
