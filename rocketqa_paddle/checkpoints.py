@@ -71,7 +71,8 @@ class Checkpoint:
         return state.hexdigest()[:16]
 
 
-CHECKPOINT_FILES = ("config.json", "model.safetensors", "README.md")
+CARD = "README.md"
+CHECKPOINT_FILES = ("config.json", "model.safetensors", CARD)
 """What every checkpoint folder has, beside the vocabulary."""
 
 
@@ -98,7 +99,7 @@ def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
         }
         write_json(new / "config.json", config)
         save_file(to_arrays(network), new / "model.safetensors")
-        (new / "README.md").write_text(_card(config, card), encoding="utf-8")
+        (new / CARD).write_text(_card(config, card), encoding="utf-8")
 
 
 def describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:
@@ -121,8 +122,9 @@ def _card(config: Mapping[str, Any], text: str) -> str:
 
 def set_in_card(folder: str | Path, head: str, text: str) -> None:
     """Write the paragraph `head text` into a model card, in place of an older one of that head."""
-    path = whole(folder) / "README.md"
-    paragraphs = path.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    path = whole(folder) / CARD
+    card = path.read_text(encoding="utf-8") if path.is_file() else _card(read_config(path.parent), "")
+    paragraphs = card.rstrip("\n").split("\n\n")
     kept = [paragraph for paragraph in paragraphs if not paragraph.startswith(head)]
     write_text(path, "\n\n".join([*kept, f"{head} {text}"]) + "\n")
 

@@ -22,7 +22,7 @@ from rocketqa_paddle import (
     report,
     retrieval,
 )
-from rocketqa_paddle.checkpoints import Checkpoint
+from rocketqa_paddle.checkpoints import CARD, Checkpoint
 from rocketqa_paddle.config import RunSettings, StageSettings
 from rocketqa_paddle.index import TEXTS, VectorIndex
 from rocketqa_paddle.records import Group, Query, Run
@@ -103,7 +103,7 @@ class Pipeline(StagedRun):
                 self._keep_best(stage, retriever, index, runs[settings.data.dev])
             for name, run in runs.items():
                 self.write_run(paths[name], run)
-        self._log_dev(stage, "retriever", self.hits(stage, settings.data.dev))
+        self._log_dev(stage, "retriever", paths[settings.data.dev])
 
     def start_stage(self) -> list[Stage]:
         """A stage that measures the start weights, if the settings ask for it."""
@@ -210,21 +210,22 @@ class Pipeline(StagedRun):
         """Re-rank what the stage `candidates` found for the dev queries, and log the measures."""
         dev, depth = self.settings.data.dev, self.settings.evaluation.rerank_depth
         path, queries = self.folder / stage / "reranked.dev.tsv", self.split(dev).queries
-        run = self.rerank(path, reranker, self.hits(candidates, dev), queries, depth, f"{stage}: re-rank dev")
-        self._log_dev(stage, "reranker", run)
+        self.rerank(path, reranker, self.hits(candidates, dev), queries, depth, f"{stage}: re-rank dev")
+        self._log_dev(stage, "reranker", path)
 
-    def _log_dev(self, stage: str, model: str, run: Run) -> None:
-        """Log a stage's dev measures, once, tell them, and add them to the model's card."""
-        values = metrics.evaluate(
-            self.split(self.settings.data.dev).qrels, run, self.settings.evaluation.measures
-        )
-        row = {f"dev/{model}/{name}": value for name, value in values.items()}
+    def _log_dev(self, stage: str, model: str, path: Path) -> None:
+        """Log the dev measures of a stage's run, once, tell them, and put them into the model's card."""
+        names = self.settings.evaluation.measures
+        keys, folder = {f"dev/{model}/{name}" for name in names}, self.folder / stage / model
+        logged = any(row["stage"] == stage and keys <= row.keys() for row in self.log.read())
+        if logged and ((folder / CARD).is_file() or not folder.is_dir()):
+            return
+        values = metrics.evaluate(self.split(self.settings.data.dev).qrels, formats.read_run(path), names)
         measured = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        card = self.folder / stage / model
-        if distributed.is_main() and card.is_dir():
-            checkpoints.set_in_card(card, f"On {self.settings.data.dev}:", f"{measured}.")
-        if not any(old["stage"] == stage and row.keys() <= old.keys() for old in self.log.read()):
-            self.log.write(stage=stage, **row)
+        if distributed.is_main() and folder.is_dir():
+            checkpoints.set_in_card(folder, f"On {self.settings.data.dev}:", f"{measured}.")
+        if not logged:
+            self.log.write(stage=stage, **{f"dev/{model}/{name}": value for name, value in values.items()})
             self.say(f"{stage}: {model} on dev: {measured}")
 
     def write_run(self, path: Path, run: Run) -> None:
@@ -386,7 +387,7 @@ class Pipeline(StagedRun):
     def stage_done(self, stage: Stage) -> None:
         """Log what is not logged yet, and write `stages.md`: dev measures of every model so far."""
         for model, path in self._dev_runs(stage.name).items():
-            self._log_dev(stage.name, model, formats.read_run(path))
+            self._log_dev(stage.name, model, path)
         rows = [
             Row(f"{model.replace('rer', 're-r')}, {done.title}", formats.read_run(path))
             for name, done in self.done.items()

@@ -534,6 +534,7 @@ def test_the_start_weights_are_measured_where_asked(copied, monkeypatch):
         "step3/retriever",
         "step2/reranker",
         "step1/hits.dev.tsv",
+        "step1/retriever/README.md",
         "step3/hits.test.tsv",
         "best/index/passages.jsonl",
     ],
