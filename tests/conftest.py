@@ -22,6 +22,7 @@ import_paddle()
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import pytest  # noqa: E402
+import toy  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from rocketqa_paddle.ernie import ErnieConfig  # noqa: E402
@@ -114,3 +115,9 @@ def collection(passages: list[Passage]) -> Collection:
     """The toy corpus with the splits `train` (7 queries) and `dev` (3 queries)."""
     by_id = {passage.id: passage for passage in passages}
     return Collection(by_id, {"train": _split(range(7)), "dev": _split(range(7, 10))})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The collection of `toy` as a folder, one a module."""
+    return toy.write(tmp_path_factory.mktemp("data") / "toy")

@@ -20,11 +20,6 @@ COMMANDS = ["train", "train rocketqav2", *cli.COMMANDS]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return toy.write(tmp_path_factory.mktemp("data") / "toy")
-
-
-@pytest.fixture(scope="module")
 def best(tmp_path_factory):
     return toy.write_best(tmp_path_factory.mktemp("run") / "best")
 

@@ -21,11 +21,6 @@ SCRIPT = SCRIPTS["train_joint"]
 CONFIGS = sorted((toy.ROOT / "examples" / "configs").glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return toy.write(tmp_path_factory.mktemp("data") / "toy")
-
-
 def write_config(path, output, data) -> None:
     """`toy.FLAGS` as a YAML file, with relative paths as a user has them."""
     nested: dict = {"output": str(output), "data": {"folder": str(data), "tests": ["test"]}}

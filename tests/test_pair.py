@@ -15,7 +15,7 @@ import pytest
 import toy
 import yaml
 from test_rocketqa import FAST, RERANKER, RETRIEVER, change, forbid, logged, measured, sections, table
-from test_rocketqav2 import check_best, folder_of, outcome
+from test_rocketqav2 import begin, check_best, folder_of, outcome
 
 from rocketqa_paddle import checkpoints, contrastive, formats, losses, pipeline, retrieval
 from rocketqa_paddle.config import (
@@ -49,11 +49,6 @@ def make(output, data, **changes) -> PairSettings:
         "finetuning": ContrastiveSettings(batch_size=8, steps=4, optimizer=FAST),
     }
     return PairSettings(output=str(output), **(sections(data) | stages | changes))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return toy.write(tmp_path_factory.mktemp("data") / "toy")
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +194,7 @@ def test_starting_again_computes_nothing(whole, monkeypatch):
 @pytest.mark.parametrize("step", [1, 3])
 def test_lamb_goes_on_as_if_never_stopped(whole, tmp_path, monkeypatch, step):
     """SIGTERM in pre-training, the stage that LAMB trains; parameters, moments and their powers come back."""
-    shutil.copytree(folder_of(whole) / "vocabulary", tmp_path / "run" / "vocabulary")
-    shutil.copy(folder_of(whole) / "config.yaml", tmp_path / "run")
-    settings = dataclasses.replace(whole, output=str(tmp_path / "run"))
+    settings = begin(whole, tmp_path / "run")
     original, calls = losses.pair, []
 
     def stop(*vectors, **keywords):

@@ -15,7 +15,7 @@ import paddle
 import pytest
 import toy
 import yaml
-from test_rocketqav2 import check_best, folder_of, kill_at, outcome
+from test_rocketqav2 import begin, check_best, folder_of, kill_at, outcome
 
 from rocketqa_paddle import checkpoints, formats, losses, metrics, mining, pipeline, retrieval
 from rocketqa_paddle.config import (
@@ -73,11 +73,6 @@ def make(output, data, **changes) -> RocketQASettings:
         "step4": AugmentedStepSettings(batch_size=8, steps=4, optimizer=FAST),
     }
     return RocketQASettings(output=str(output), **(sections(data) | steps | changes))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return toy.write(tmp_path_factory.mktemp("data") / "toy")
 
 
 @pytest.fixture(scope="module")
@@ -293,9 +288,7 @@ def stop_in_step3(monkeypatch):
     ],
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, monkeypatch, stop):
-    shutil.copytree(folder_of(whole) / "vocabulary", tmp_path / "run" / "vocabulary")
-    shutil.copy(folder_of(whole) / "config.yaml", tmp_path / "run")
-    settings = dataclasses.replace(whole, output=str(tmp_path / "run"))
+    settings = begin(whole, tmp_path / "run")
     paddle.seed(12345)
     with monkeypatch.context() as patch, pytest.raises(stop(patch)):
         rocketqa.train(settings)

@@ -46,11 +46,6 @@ STAGES = ["start", "warm-up", "round-001", "round-002"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return toy.write(tmp_path_factory.mktemp("data") / "toy")
-
-
-@pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """The settings of a run that nothing interrupted; what it printed lies in `printed`."""
     settings = toy.settings(tmp_path_factory.mktemp("whole") / "run", data)
