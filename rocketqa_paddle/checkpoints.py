@@ -71,8 +71,8 @@ class Checkpoint:
         return state.hexdigest()[:16]
 
 
-CARD = "README.md"
-CHECKPOINT_FILES = ("config.json", "model.safetensors", CARD)
+CARD, CONFIG = "README.md", "config.json"
+CHECKPOINT_FILES = (CONFIG, "model.safetensors", CARD)
 """What every checkpoint folder has, beside the vocabulary."""
 
 
@@ -87,19 +87,24 @@ def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
         folder: replaced if it exists.
         card: Markdown on data, system and measures, for the model card.
     """
+    with replacing(folder, marker=CONFIG) as new:
+        write(checkpoint, new, card)
+
+
+def write(checkpoint: Checkpoint, folder: Path, card: str = "") -> None:
+    """Fill an existing folder with a checkpoint; see `save`."""
     network, tokenizer = checkpoint.network, checkpoint.tokenizer
-    with replacing(folder, marker="config.json") as new:
-        vocabulary = tokenizer.save(new)
-        config = {
-            "format_version": FORMAT_VERSION,
-            **describe(network),
-            "encoder": dataclasses.asdict(network.config),
-            "lengths": checkpoint.lengths,
-            "tokenizer": {"file": vocabulary, **tokenizer.settings},
-        }
-        write_json(new / "config.json", config)
-        save_file(to_arrays(network), new / "model.safetensors")
-        (new / CARD).write_text(_card(config, card), encoding="utf-8")
+    vocabulary = tokenizer.save(folder)
+    config = {
+        "format_version": FORMAT_VERSION,
+        **describe(network),
+        "encoder": dataclasses.asdict(network.config),
+        "lengths": checkpoint.lengths,
+        "tokenizer": {"file": vocabulary, **tokenizer.settings},
+    }
+    write_json(folder / CONFIG, config)
+    save_file(to_arrays(network), folder / "model.safetensors")
+    (folder / CARD).write_text(_card(config, card), encoding="utf-8")
 
 
 def describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:

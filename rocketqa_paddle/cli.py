@@ -13,14 +13,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from rocketqa_paddle import __version__, formats
-from rocketqa_paddle.config import (
-    EvaluationSettings,
-    PairSettings,
-    RocketQASettings,
-    RocketQAv2Settings,
-    RunSettings,
-)
+from rocketqa_paddle import __version__, config, formats
 from rocketqa_paddle.device import import_paddle, select_device, tune_cpu
 from rocketqa_paddle.mine import mine
 from rocketqa_paddle.records import Passage, Query
@@ -29,13 +22,23 @@ from rocketqa_paddle.stages import Selection
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def train(system: str, settings: RunSettings, selection: Selection) -> None:
+def train(system: str, settings: config.RunSettings, selection: Selection) -> None:
     """Train a system, on this process or on all that `fleetrun` started."""
+    _join_ranks(settings)
+    import_module(f"rocketqa_paddle.systems.{system}").train(settings, selection)
+
+
+def compare(settings: config.CompareSettings) -> None:
+    """Train systems side by side, from one warm-up and with as many steps, and compare them."""
+    _join_ranks(settings)
+    import_module("rocketqa_paddle.compare").compare(settings)
+
+
+def _join_ranks(settings: config.RunSettings) -> None:
     from rocketqa_paddle import distributed
 
     select_device(settings.use_cuda, distributed.local_gpu())
     distributed.init(settings.use_cuda)
-    import_module(f"rocketqa_paddle.systems.{system}").train(settings, selection)
 
 
 def encode(
@@ -220,7 +223,7 @@ def evaluate(
     qrels: str,
     run: str,
     baseline: str | None = None,
-    measures: list[str] = EvaluationSettings().measures,  # noqa: B008
+    measures: list[str] = config.EvaluationSettings().measures,  # noqa: B008
 ) -> None:
     """Measure a run, and compare it with another by a paired t-test.
 
@@ -322,11 +325,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect_model,
     "models": list_models,
 }
-SYSTEMS: dict[str, tuple[type[RunSettings], str]] = {
-    "rocketqa": (RocketQASettings, "Cross-batch negatives, denoised hard negatives, data augmentation."),
-    "pair": (PairSettings, "Passage-centric similarity, pre-trained on pseudo labels (PAIR)."),
-    "rocketqav2": (RocketQAv2Settings, "Train retriever and re-ranker jointly (RocketQAv2)."),
+SYSTEMS = {
+    "rocketqa": "Cross-batch negatives, denoised hard negatives, data augmentation.",
+    "pair": "Passage-centric similarity, pre-trained on pseudo labels (PAIR).",
+    "rocketqav2": "Train retriever and re-ranker jointly (RocketQAv2).",
+    "ar2": "Train retriever and re-ranker as adversaries, in turns (AR2).",
 }
+CONFIG = "YAML file of settings; flags after it override it"
 FROM_STAGE = "begin with this stage; take those before as they are, even if their settings have changed"
 DRY_RUN = "tell the stages, their sizes, and estimates of time and disk; do nothing"
 LARGEST_DIFFERENCE = 1e-4  # of a converted model's outputs from the original's
@@ -343,7 +348,12 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         parsed = parser.instantiate_classes(parser.parse_args(arguments[1:]))
         fields = {key: value for key, value in vars(parsed[parsed.system]).items() if key != "config"}
         selection = Selection(*(fields.pop(name) for name in ("from_stage", "until_stage", "dry_run")))
-        return partial(train, parsed.system, SYSTEMS[parsed.system][0](**fields), selection)
+        return partial(train, parsed.system, config.SYSTEMS[parsed.system](**fields), selection)
+    if arguments[:1] == ["compare"]:
+        parser = _compare_parser()
+        parsed = parser.instantiate_classes(parser.parse_args(arguments[1:]))
+        fields = {key: value for key, value in vars(parsed).items() if key != "config"}
+        return partial(compare, config.CompareSettings(**fields))
     parser = _parser()
     parsed = parser.parse_args(arguments)
     return partial(COMMANDS[parsed.command], **vars(parsed[parsed.command]))
@@ -354,6 +364,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rocketqa_paddle {__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("train", ArgumentParser(), help="train a system from raw text")
+    commands.add_subcommand("compare", ArgumentParser(), help=_first_line(compare))
     for name, function in COMMANDS.items():
         command = ArgumentParser(
             usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
@@ -380,20 +391,27 @@ def _train_parser() -> ArgumentParser:
         prog="rocketqa train", description="Train a system from raw text; a stopped run goes on."
     )
     systems = parser.add_subcommands(required=True, dest="system")
-    for name, (settings, description) in SYSTEMS.items():
+    for name, description in SYSTEMS.items():
         usage = f"rocketqa train {name} [--config FILE] [--KEY VALUE ...] [--dry-run]"
         system = ArgumentParser(usage=usage, description=description)
-        system.add_argument(
-            "--config", action="config", help="YAML file of settings; flags after it override it"
-        )
+        system.add_argument("--config", action="config", help=CONFIG)
         system.add_argument("--from-stage", "--from_stage", type=str, metavar="STAGE", help=FROM_STAGE)
         system.add_argument(
             "--until-stage", "--until_stage", type=str, metavar="STAGE", help="end after this stage"
         )
         system.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
-        system.add_class_arguments(settings, as_group=False)
+        system.add_class_arguments(config.SYSTEMS[name], as_group=False)
         _let_switches_stand_alone(system)
         systems.add_subcommand(name, system, help=description[0].lower() + description[1:].rstrip("."))
+    return parser
+
+
+def _compare_parser() -> ArgumentParser:
+    usage = "rocketqa compare --config FILE [--KEY VALUE ...]"
+    parser = ArgumentParser(prog="rocketqa compare", usage=usage, description=compare.__doc__)
+    parser.add_argument("--config", action="config", help=CONFIG)
+    parser.add_class_arguments(config.CompareSettings, as_group=False)
+    _let_switches_stand_alone(parser)
     return parser
 
 

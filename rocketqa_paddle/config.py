@@ -6,8 +6,9 @@ The docstring under a field is its help text on the command line.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
-from typing import Literal
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 
 def at_least(minimum: float, **values: float | None) -> None:
@@ -503,3 +504,157 @@ class PairSettings(RunSettings):
                 "PAIR compares passages with queries and with passages: it needs one encoder for both, "
                 "retriever.shared=true"
             )
+
+
+@dataclass(frozen=True)
+class ClozeSettings(StageSettings):
+    """Pre-training of the retriever on the corpus alone (inverse cloze): a sentence finds its passage."""
+
+    passages: int | None = 0
+    """Passages to use, drawn at random; all of them when empty. 0 leaves the stage out."""
+    keep: float = 0.1
+    """Share of the passages that keep the sentence that became the query."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, passages=self.passages)
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"keep={self.keep}, expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    """How what the current retriever finds becomes lists of one positive and negatives."""
+
+    negatives: int = 15
+    """Negatives a list, drawn at random from the candidates."""
+    depth: int = 100
+    """Candidates retrieved a query."""
+
+    def __post_init__(self) -> None:
+        at_least(1, negatives=self.negatives, depth=self.depth)
+
+
+@dataclass(frozen=True)
+class AdversarialLossSettings:
+    """The retriever's loss."""
+
+    adversarial_weight: float = 0.5
+    """Weight of the adversarial term; the distillation has the rest."""
+    temperature: float = 1.0
+    """The re-ranker's scores are divided by this for the distillation."""
+    normalization: Literal["released", "paper"] = "released"
+    """The adversarial term as the released code has it, summed over the batch of a process, or as the paper
+    writes it, the expected reward of a negative."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.adversarial_weight <= 1:
+            raise ValueError(f"adversarial_weight={self.adversarial_weight}, expected 0 to 1")
+        _positive(temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class AdversarialSettings:
+    """The rounds of AR2. The schedule and the optimizer of each model go on through all of them."""
+
+    rounds: int = 10
+    """Rounds of train the re-ranker, train the retriever, retrieve."""
+    queries: int | None = None
+    """Training queries a round, other ones each round while there are any; all of them when empty."""
+    reranker: StageSettings = field(
+        default_factory=lambda: StageSettings(
+            steps=500, optimizer=OptimizerSettings(learning_rate=1e-6, warmup_share=0.1)
+        )
+    )
+    """The re-ranker's steps of a round, which come first."""
+    retriever: StageSettings = field(
+        default_factory=lambda: StageSettings(
+            steps=1500, optimizer=OptimizerSettings(learning_rate=1e-5, warmup_share=0.1)
+        )
+    )
+    """The retriever's steps of a round."""
+    groups: CandidateSettings = field(default_factory=CandidateSettings)
+    """The candidate lists."""
+    loss: AdversarialLossSettings = field(default_factory=AdversarialLossSettings)
+    """The retriever's loss; the re-ranker's is the cross entropy of its lists."""
+
+    def __post_init__(self) -> None:
+        at_least(1, queries=self.queries)
+        at_least(0, rounds=self.rounds)
+
+
+@dataclass(frozen=True)
+class AR2Settings(RunSettings):
+    """Everything that `rocketqa train ar2` reads."""
+
+    cloze: ClozeSettings = field(default_factory=ClozeSettings)
+    """Optional pre-training of the retriever."""
+    warmup_retriever: WarmupSettings = field(default_factory=WarmupSettings)
+    """In-batch training of the retriever."""
+    warmup_reranker: RerankerWarmupSettings = field(
+        default_factory=lambda: RerankerWarmupSettings(negatives=15)
+    )
+    """Listwise training of the re-ranker on the warmed-up retriever's candidates."""
+    adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
+    """Adversarial training."""
+
+
+SYSTEMS: dict[str, type[RunSettings]] = {
+    "rocketqa": RocketQASettings,
+    "pair": PairSettings,
+    "rocketqav2": RocketQAv2Settings,
+    "ar2": AR2Settings,
+}
+"""The settings of every system, by its name on the command line."""
+
+WARMUP_ROW = "warm-up"
+"""What a comparison calls the models that all systems begin with."""
+
+
+@dataclass(frozen=True)
+class CompareSettings(RunSettings):
+    """Everything that `rocketqa compare` reads."""
+
+    warmup_retriever: WarmupSettings = field(default_factory=WarmupSettings)
+    """In-batch training of the retriever that all systems begin with."""
+    warmup_reranker: RerankerWarmupSettings = field(default_factory=RerankerWarmupSettings)
+    """Listwise training of the re-ranker that all systems begin with."""
+    steps: int = 1000
+    """Optimizer steps of every system after the warm-up, shared out among its stages: in the proportion of
+    their own `steps`, or equally where these are empty."""
+    systems: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {name: {"system": name} for name in SYSTEMS}
+    )
+    """A row each, by its name: `system` (rocketqa, pair, rocketqav2 or ar2), and settings of that system."""
+    baseline: str = WARMUP_ROW
+    """The row that stands first, against which the others are tested: `warm-up`, or one of `systems`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, steps=self.steps)
+        if not self.systems:
+            raise ValueError("systems is empty: name at least one, such as {AR2: {system: ar2}}")
+        for row, settings in self.systems.items():
+            self._check_system(row, settings)
+        folders = [self.folder_name(row) for row in [WARMUP_ROW, *self.systems]]
+        for row, folder in zip(self.systems, folders[1:], strict=True):
+            if not folder or folders.count(folder) > 1:
+                raise ValueError(f"systems.{row}: another row needs the folder {folder!r}: rename it")
+        if self.baseline not in (WARMUP_ROW, *self.systems):
+            raise ValueError(f"baseline={self.baseline!r}, expected {WARMUP_ROW} or one of {[*self.systems]}")
+
+    @staticmethod
+    def _check_system(row: str, settings: dict[str, Any]) -> None:
+        name = settings.get("system")
+        if name not in SYSTEMS:
+            raise ValueError(f"systems.{row}: system={name!r}, expected one of {[*SYSTEMS]}")
+        common = {field.name for field in fields(CompareSettings)}
+        own = {field.name for field in fields(SYSTEMS[name])} - common
+        for key in settings.keys() - {"system"} - own:
+            where = "set it once for all systems" if key in common else f"{name} has {sorted(own)}"
+            raise ValueError(f"systems.{row}: {key} is no setting of this system alone: {where}")
+
+    @staticmethod
+    def folder_name(row: str) -> str:
+        """Of a row's run, in the folder of the comparison."""
+        return re.sub(r"[^a-z0-9]+", "-", row.casefold()).strip("-")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cached_property
 
 from rocketqa_paddle import distributed, formats, warmup
-from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import (
     ContrastiveSettings,
     DenoisingSettings,
@@ -70,6 +69,7 @@ class DenoisingRun(Pipeline):
             retriever = warmup.train_retriever(
                 self,
                 self._retriever,
+                self.start_retriever(),
                 asked,
                 s,
                 s.negatives,
@@ -123,7 +123,7 @@ class DenoisingRun(Pipeline):
             searches: query sets beside dev and tests.
             alpha: weight of the passage-centric loss.
         """
-        retriever = self.start_retriever() if start == "start" else self.trained_retriever(start)
+        retriever = self.start_retriever() if start == "start" else self.trained_model(start, "retriever")
 
         def some() -> list[Group]:
             if built := groups():
@@ -141,10 +141,6 @@ class DenoisingRun(Pipeline):
             alpha=alpha,
         )
         self.search(stage, trained, searches)
-
-    def trained_retriever(self, stage: str) -> Checkpoint:
-        """The retriever of an earlier stage."""
-        return self.load(self.folder / stage / "retriever", "retriever")
 
     def complete(self) -> None:
         """The best models on dev, and the final tables: every stage against the one before."""
@@ -246,7 +242,7 @@ class DenoisingRun(Pipeline):
         if path.is_file() and _pairs(formats.read_run(path)) != _pairs(wanted):
             distributed.barrier()  # every rank has seen it
             path.unlink(missing_ok=True)
-        reranker = self.load(self.folder / self._reranker / "reranker", "reranker")
+        reranker = self.trained_model(self._reranker, "reranker")
         longest = max(map(len, wanted.values()))
         return self.rerank(path, reranker, wanted, split.queries, longest, f"score candidates of {name}")
 

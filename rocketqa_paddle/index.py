@@ -72,6 +72,10 @@ class VectorIndex:
             raise ValueError("query vectors hold NaN or infinity: the model that made them is broken")
         return self._index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self)))
 
+    def vectors(self, first: int, count: int) -> np.ndarray:
+        """Some rows, `[count, hidden]`."""
+        return self._index.reconstruct_n(first, count)
+
     def save(self, folder: str | Path) -> None:
         """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder."""
         import faiss

@@ -14,6 +14,7 @@ from paddle import Tensor
 
 Direction = Literal["reranker", "retriever"]
 Reduction = Literal["mean", "batchmean"]
+Normalization = Literal["released", "paper"]
 
 
 def listwise_cross_entropy(scores: Tensor) -> Tensor:
@@ -96,6 +97,63 @@ def joint_distillation(
         reduction=reduction,
     )
     return {"loss": cross_entropy + kl_weight * kl, "cross_entropy": cross_entropy, "kl": kl}
+
+
+def ar2_retriever(
+    retriever_scores: Tensor,
+    ranker_scores: Tensor,
+    *,
+    adversarial_weight: float = 0.5,
+    temperature: float = 1.0,
+    normalization: Normalization = "released",
+    eps: float = 1e-7,
+) -> dict[str, Tensor]:
+    """AR2's loss of the retriever: learn from the ranker, and find what the ranker mistakes for the positive.
+
+    AR2 (Zhang et al., ICLR 2022), section 3; `co_training_wiki_train.py` of the released code. The reward of
+    a candidate is the log-probability that the ranker prefers the positive to it, which is 0 at best. The
+    adversarial term is small where the retriever gives its probability to candidates with a low reward.
+
+    Args:
+        retriever_scores: `[groups, group size]`, the positive in column 0. Gets gradient.
+        ranker_scores: the same lists, by the cross encoder. Gets no gradient.
+        adversarial_weight: of the adversarial term; the distillation has the rest.
+        temperature: the ranker's scores are divided by this for the distillation, not for the reward.
+        normalization: `released`: the rewards of all passages of a list, the positive's too, times the
+            retriever's log-probabilities, summed over the whole batch, so that the term grows with it.
+            `paper`: the expected reward of a negative that the retriever draws, so each weighs with its
+            probability among the negatives; averaged over the batch.
+        eps: added to probabilities before their logarithm (`released` alone).
+
+    Returns:
+        `loss`, and its parts `distillation`, which is the cross entropy of the retriever's softmax under
+        the ranker's, averaged over groups, and `adversarial` (both before their weights).
+    """
+    _check_option("normalization", normalization, ("released", "paper"))
+    _check_scores(retriever_scores, "retriever_scores")
+    if ranker_scores.shape != retriever_scores.shape:
+        raise ValueError(
+            f"retriever_scores are {list(retriever_scores.shape)}, ranker_scores "
+            f"{list(ranker_scores.shape)}: they score the same lists"
+        )
+    if not 0 <= adversarial_weight <= 1 or not temperature > 0:
+        raise ValueError(
+            f"adversarial_weight={adversarial_weight}, temperature={temperature}: expected 0 to 1, and "
+            "a number above 0"
+        )
+    ranker_scores = _single(ranker_scores.detach())
+    target = F.softmax(ranker_scores / temperature, axis=-1)
+    rewards = F.log_sigmoid(ranker_scores[:, :1] - ranker_scores)
+    log_probabilities = _log_softmax(retriever_scores)
+    if normalization == "released":
+        log_probabilities = (log_probabilities.exp() + eps).log()
+        adversarial = ((rewards.exp() + eps).log() * log_probabilities).sum()
+    else:
+        negatives = F.softmax(_single(retriever_scores)[:, 1:], axis=-1)
+        adversarial = (rewards[:, 1:] * negatives).sum(axis=-1).mean()
+    distillation = -(target * log_probabilities).sum(axis=-1).mean()
+    loss = adversarial_weight * adversarial + (1 - adversarial_weight) * distillation
+    return {"loss": loss, "distillation": distillation, "adversarial": adversarial}
 
 
 def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,8 @@ from rocketqa_paddle.report import Row
 from rocketqa_paddle.retrieval import CorpusIndex
 from rocketqa_paddle.stages import Stage, Work
 from rocketqa_paddle.staging import QuerySets, StagedRun
-from rocketqa_paddle.storage import read_json, write_json, write_text
-from rocketqa_paddle.trainer import Loss, Trainer
+from rocketqa_paddle.storage import read_json, replacing, write_json, write_text
+from rocketqa_paddle.trainer import Leg, Loss, Trainer
 
 START = "start"
 """Name of the stage that measures the start weights."""
@@ -120,25 +121,34 @@ class Pipeline(StagedRun):
         return [Line("start weights", START)] if START in self.done else []
 
     def _encode_corpus(self, retriever: Checkpoint, progress: str) -> CorpusIndex:
+        """Encode the corpus, unless the start weights have an index of it beside them, and are this model."""
+        beside, batch_size = Path(self.settings.retriever.start).parent / "index", self.settings.encode_batch
+        try:
+            found = CorpusIndex.load(beside, retriever, self.passages, batch_size=batch_size)
+        except (OSError, ValueError):
+            found = None
+        if not distributed.any_rank(found is None):
+            self.say(f"{progress}: as it is in {beside}")
+            return found
         with device.arithmetic(self.settings.precision):
-            return CorpusIndex(
-                retriever, self.passages, batch_size=self.settings.encode_batch, progress=progress
-            )
+            return CorpusIndex(retriever, self.passages, batch_size=batch_size, progress=progress)
 
     def _keep_best(self, stage: str, retriever: Checkpoint, index: CorpusIndex, dev: Run) -> None:
         """Put the retriever and its index into `best/` if it does better on dev than every stage before."""
         before = [
-            self._dev_value(self._dev_hits(name))
-            for name in self.trained_stages("retriever")
-            if name != stage
+            self.dev_value(self._dev_hits(name)) for name in self.trained_stages("retriever") if name != stage
         ]
-        if all(self._dev_value(dev) > value for value in before):
+        if all(self.dev_value(dev) > value for value in before):
             self._save_best(stage, retriever, index)
 
     def _save_best(self, stage: str, retriever: Checkpoint, index: CorpusIndex) -> None:
-        folder = self.folder / "best"
-        self.save(retriever, folder / "retriever", self._best_card(stage))
-        index.save(folder / "index", retriever.digest())
+        """Retriever and index take the places of the old ones one after the other, when both are written."""
+        folder, card = self.folder / "best", self._card(self._best_card(stage))
+        with ExitStack() as stack:
+            if distributed.is_main():
+                new = stack.enter_context(replacing(folder / "retriever", marker=checkpoints.CONFIG))
+                checkpoints.write(retriever, new, card)
+            index.save(folder / "index", retriever.digest())
         self._note_best("retriever", stage)
 
     def _best_card(self, stage: str) -> str:
@@ -170,7 +180,8 @@ class Pipeline(StagedRun):
     def _dev_hits(self, stage: str) -> Path:
         return self.hits_path(stage, self.settings.data.dev)
 
-    def _dev_value(self, run: Run | Path) -> float:
+    def dev_value(self, run: Run | Path) -> float:
+        """The measure that chooses, of a run on dev or of its file."""
         run = formats.read_run(run) if isinstance(run, Path) else run
         return metrics.evaluate(self.split(self.settings.data.dev).qrels, run, [self.measure])[self.measure]
 
@@ -246,6 +257,7 @@ class Pipeline(StagedRun):
         settings: StageSettings,
         *,
         rates: Mapping[str, float] | None = None,
+        leg: Leg | None = None,
     ) -> dict[str, Checkpoint]:
         """Train models together, or load them if the stage is done.
 
@@ -256,6 +268,7 @@ class Pipeline(StagedRun):
             loss: see `Trainer`.
             settings: of the stretch.
             rates: factors of the learning rate by model.
+            leg: see `Trainer`.
         """
         paths = {name: self.folder / stage / name for name in models}
         if all(checkpoints.is_checkpoint(path) for path in paths.values()):
@@ -273,6 +286,7 @@ class Pipeline(StagedRun):
             precision=self.settings.precision,
             seed=self.settings.seed,
             save_minutes=self.settings.save_minutes,
+            leg=leg,
         )
         trainer.fit()
         sources = Counter(group.source for group in trainer.examples)
@@ -296,6 +310,10 @@ class Pipeline(StagedRun):
                 f"{max(counts)} negatives a group, but the corpus has only {len(self.passages)} passages"
             )
 
+    def trained_model(self, stage: str, name: str) -> Checkpoint:
+        """The retriever or re-ranker of an earlier stage."""
+        return self.load(self.folder / stage / name, name)
+
     def load(self, path: Path, name: str) -> Checkpoint:
         """A checkpoint as this run trains it."""
         s = self.settings.retriever if name == "retriever" else self.settings.reranker
@@ -304,15 +322,22 @@ class Pipeline(StagedRun):
     def save(self, model: Checkpoint, path: Path, card: str) -> None:
         """Write a checkpoint on rank 0 while the others wait."""
         if distributed.is_main():
-            checkpoints.save(model, path, f"Data: {self.settings.data.folder}. {card}")
+            checkpoints.save(model, path, self._card(card))
         distributed.barrier()
 
+    def _card(self, text: str) -> str:
+        return f"Data: {self.settings.data.folder}. {text}"
+
     # Results ------------------------------------------------------------------------------------
+
+    def best_stages(self) -> dict[str, str]:
+        """The stages of the models in `best/`: `retriever` and `reranker`."""
+        return read_json(self.folder / "best" / "stages.json")
 
     def best_stage(self, model: str) -> str:
         """The stage whose model measures best on dev; of equal ones the first."""
         stages = self.trained_stages(model)
-        best = max(stages, key=lambda stage: self._dev_value(self._dev_runs(stage)[model]))
+        best = max(stages, key=lambda stage: self.dev_value(self.dev_runs(stage)[model]))
         self.say(f"best {model} on dev: {best}")
         return best
 
@@ -320,11 +345,11 @@ class Pipeline(StagedRun):
         """Make `best/` whole: retriever, index, re-ranker. Returns each model's best stage on dev."""
         folder = self.folder / "best"
         best = {model: self.best_stage(model) for model in ("retriever", "reranker")}
-        retriever = self.load(self.folder / best["retriever"] / "retriever", "retriever")
+        retriever = self.trained_model(best["retriever"], "retriever")
         if distributed.any_rank(not self._is_kept(retriever)):
             index = self._encode_corpus(retriever, "best: encode the corpus")
             self._save_best(best["retriever"], retriever, index)
-        reranker = self.load(self.folder / best["reranker"] / "reranker", "reranker")
+        reranker = self.trained_model(best["reranker"], "reranker")
         self.save(reranker, folder / "reranker", f"{system}. {self._best_card(best['reranker'])}")
         self._note_best("reranker", best["reranker"])
         if distributed.is_main():
@@ -373,25 +398,29 @@ class Pipeline(StagedRun):
         compared = [report.significance(rows[a], rows[b], split.qrels, self.measure) for a, b in pairs]
         return "\n\n".join([table, *notes, *compared])
 
+    def reranked_path(self, stage: str, over: str, name: str) -> Path:
+        """Where a stage's order of another's hits is kept, for the final table."""
+        return self.folder / "best" / f"{stage}.over.{over}.{name}.tsv"
+
     def _result(self, line: Line, name: str) -> Run:
         if line.over is None:
             return self.hits(line.stage, name)
-        path = self.folder / "best" / f"{line.stage}.over.{line.over}.{name}.tsv"
+        path = self.reranked_path(line.stage, line.over, name)
         if path.is_file():
             return formats.read_run(path)
-        reranker = self.load(self.folder / line.stage / "reranker", "reranker")
+        reranker = self.trained_model(line.stage, "reranker")
         hits, depth = self.hits(line.over, name), self.settings.evaluation.rerank_depth
         progress = f"{line.stage}: re-rank {name}"
         return self.rerank(path, reranker, hits, self.split(name).queries, depth, progress)
 
     def stage_done(self, stage: Stage) -> None:
         """Log what is not logged yet, and write `stages.md`: dev measures of every model so far."""
-        for model, path in self._dev_runs(stage.name).items():
+        for model, path in self.dev_runs(stage.name).items():
             self._log_dev(stage.name, model, path)
         rows = [
             Row(f"{model.replace('rer', 're-r')}, {done.title}", formats.read_run(path))
             for name, done in self.done.items()
-            for model, path in self._dev_runs(name).items()
+            for model, path in self.dev_runs(name).items()
         ]
         dev = self.settings.data.dev
         if rows and distributed.is_main():
@@ -399,7 +428,7 @@ class Pipeline(StagedRun):
             text = report.table(title, rows, self.split(dev).qrels, self.settings.evaluation.measures)
             write_text(self.folder / "stages.md", text + "\n")
 
-    def _dev_runs(self, stage: str) -> dict[str, Path]:
+    def dev_runs(self, stage: str) -> dict[str, Path]:
         """The runs on dev that a stage left, by model."""
         paths = {"retriever": self._dev_hits(stage), "reranker": self.folder / stage / "reranked.dev.tsv"}
         return {model: path for model, path in paths.items() if path.is_file()}

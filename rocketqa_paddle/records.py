@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Source = Literal["labelled", "denoised", "random", "pseudo"]
+Source = Literal["labelled", "denoised", "random", "pseudo", "cloze"]
 Qrels = Mapping[str, Mapping[str, int]]
 """Relevance judgements: query id -> passage id -> relevance (above 0 is relevant)."""
 
@@ -53,8 +53,8 @@ class Group:
 
     `labels` holds 1 for a positive and 0 for a negative, one a passage. `source` says where the
     negatives came from: `labelled` (the training file itself), `random` (drawn from the retrieved
-    candidates as they are), `denoised` (candidates that the re-ranker rejects) or `pseudo` (the
-    positive, too, was chosen by the re-ranker).
+    candidates as they are), `denoised` (candidates that the re-ranker rejects), `pseudo` (the
+    positive, too, was chosen by the re-ranker) or `cloze` (the query is a sentence of the positive).
     """
 
     query: Query

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,14 @@ class Row:
     run: Run
 
 
-def table(title: str, rows: Sequence[Row], qrels: Qrels, measures: Sequence[str]) -> str:
-    """A Markdown table, one row a system, one column a measure, the best of a column in bold."""
+def table(
+    title: str, rows: Sequence[Row], qrels: Qrels, measures: Sequence[str], *, against_first: bool = False
+) -> str:
+    """A Markdown table, one row a system, one column a measure, the best of a column in bold.
+
+    With `against_first`, the last column is the first measure's difference from the first row, and the p of a
+    paired t-test.
+    """
     values = [metrics.evaluate(qrels, row.run, measures) for row in rows]
     best = {name: max(value[name] for value in values) for name in measures}
     heads = [
@@ -30,7 +36,16 @@ def table(title: str, rows: Sequence[Row], qrels: Qrels, measures: Sequence[str]
         [row.name, *(_cell(value[name], best[name]) for name in measures)]
         for row, value in zip(rows, values, strict=True)
     ]
+    if against_first:
+        heads.append(f"{measures[0]} against {rows[0].name}")
+        for row, line in zip(rows, cells, strict=True):
+            line.append("" if row is rows[0] else _difference(row, rows[0], qrels, measures[0]))
     return f"{title}\n\n" + align([["system", *heads], *cells])
+
+
+def _difference(ours: Row, baseline: Row, qrels: Qrels, measure: str) -> str:
+    result = metrics.compare(qrels, ours.run, baseline.run, measure)
+    return f"{result.difference:+.3f} (p = {result.p_value:.2g})"
 
 
 def _cell(value: float, best: float) -> str:
@@ -69,16 +84,46 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, (losses, dev) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     _plot_losses(losses, [row for row in rows if "loss" in row])
     _plot_dev(dev, rows)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def plot_comparison(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], measure: str, path: str | Path
+) -> None:
+    """A measure over the steps of several systems, one picture a model, as a PNG.
+
+    Args:
+        curves: by model and system, points of steps and the measure on dev.
+        measure: its name.
+        path: where to write the picture.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    figure, pictures = pyplot.subplots(1, len(curves), figsize=(11, 4), constrained_layout=True)
+    for axes, (model, systems) in zip(pictures, curves.items(), strict=True):
+        for system, points in systems.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=system)
+        axes.set(title=f"Dev queries: {model}", xlabel="steps after the warm-up", ylabel=measure)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    """Matplotlib's, without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _plot_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from rocketqa_paddle import device, distributed
 from rocketqa_paddle.batching import Batch, collate, length_buckets
 from rocketqa_paddle.checkpoints import Checkpoint
-from rocketqa_paddle.index import VectorIndex, write_texts
+from rocketqa_paddle.index import VectorIndex, read_texts, write_texts
 from rocketqa_paddle.records import Hit, Passage, Query, Run
 from rocketqa_paddle.storage import replacing
 from rocketqa_paddle.tokenization import Packed
@@ -132,12 +132,45 @@ class CorpusIndex:
     ) -> None:
         if not passages:
             raise ValueError("the corpus is empty")
-        self._checkpoint, self._batch_size = checkpoint, batch_size
-        self._passages = passages
-        self._ids = list(distributed.shard(list(passages)))
-        columns = [passages[i].title for i in self._ids], [passages[i].text for i in self._ids]
-        self._vectors = encode_passages(checkpoint, *columns, batch_size=batch_size, progress=progress)
+        ids = list(distributed.shard(list(passages)))
+        columns = [passages[i].title for i in ids], [passages[i].text for i in ids]
+        vectors = encode_passages(checkpoint, *columns, batch_size=batch_size, progress=progress)
+        self._keep(checkpoint, passages, vectors, batch_size)
+
+    def _keep(
+        self,
+        checkpoint: Checkpoint,
+        passages: Mapping[str, Passage],
+        vectors: np.ndarray,
+        batch_size: int,
+    ) -> None:
+        """Index this rank's part of the corpus, whose vectors are given."""
+        self._checkpoint, self._passages, self._batch_size = checkpoint, passages, batch_size
+        self._ids, self._vectors = list(distributed.shard(list(passages))), vectors
         self._local = VectorIndex([self._vectors], self._ids, gpu=device.gpu_id()) if self._ids else None
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        checkpoint: Checkpoint,
+        passages: Mapping[str, Passage],
+        *,
+        batch_size: int = 64,
+    ) -> CorpusIndex:
+        """The same, out of what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no whole index there.
+            ValueError: it is damaged, of another retriever, or of another corpus.
+        """
+        whole = VectorIndex.load(folder, checkpoint.digest())
+        if whole.ids != list(passages) or read_texts(folder, passages) != passages:
+            raise ValueError(f"{folder}: the index of another corpus")
+        rows = distributed.shard(range(len(whole)))
+        index = cls.__new__(cls)
+        index._keep(checkpoint, passages, whole.vectors(rows.start, len(rows)), batch_size)
+        return index
 
     def search(self, queries: Mapping[str, Query], k: int) -> Run:
         """The `k` best passages of every query, by inner product."""

@@ -94,14 +94,14 @@ class StagedRun:
         names = [stage.name for stage in stages]
         selection.check(names)
         trusted, wanted = selection.split(names)
-        self._check_folder()
+        check_folder(self.folder, self.settings)
         states = self._states(stages, trusted)
         for note in self.notes:
             self.say(note)
         if selection.dry_run:
             self._tell_plan(stages, {name: states[name] for name in (*trusted, *wanted)})
             return
-        with self._claimed_folder():
+        with claimed(self.folder, self.settings):
             self._stages = stages
             self._done = {name for name, state in states.items() if state.status == "finished"}
             if not self._done.issuperset(wanted):
@@ -255,48 +255,6 @@ class StagedRun:
             self._start_digests[start] = starting.digest(self._read_start(start))
         return self._start_digests[start]
 
-    def _check_folder(self) -> None:
-        """Refuse a folder with a run of another system, or with anything else."""
-        path = self.folder / "config.yaml"
-        if self.folder.is_file():
-            raise ValueError(f"{self.folder} is a file: choose another --output")
-        if not path.is_file():
-            if self.folder.is_dir() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
-                raise ValueError(
-                    f"{self.folder} holds other files (and no config.yaml): choose another --output"
-                )
-            return
-        try:
-            theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not YAML ({error})") from None
-        if not isinstance(theirs, dict):
-            raise ValueError(f"{path}: expected the settings of a run")
-        if differ := theirs.keys() ^ dataclasses.asdict(self.settings).keys():
-            raise ValueError(
-                f"{path}: a run of another system, or version, began this folder (it differs in "
-                f"{', '.join(sorted(differ))}): choose another --output"
-            )
-
-    @contextmanager
-    def _claimed_folder(self) -> Iterator[None]:
-        """The folder, for this run alone, with its settings in `config.yaml`.
-
-        What has changed in them, the stages' records tell.
-
-        Raises:
-            ValueError: another run is at work in it.
-        """
-        distributed.barrier()  # every rank has read the old settings
-        with ExitStack() as stack:
-            if distributed.is_main():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.folder / ".lock"))
-                text = yaml.safe_dump(dataclasses.asdict(self.settings), sort_keys=False)
-                write_text(self.folder / "config.yaml", text)
-            distributed.barrier()
-            yield
-
     # Networks -----------------------------------------------------------------------------------
 
     def start_retriever(self) -> Checkpoint:
@@ -334,6 +292,48 @@ class StagedRun:
                 self._starts[start] = starting.read_start(start, corpus, self._vocabulary)
         paddle.seed(self.settings.seed)
         return self._starts[start]
+
+
+def check_folder(folder: Path, settings: RunSettings) -> None:
+    """Refuse a folder with a run of another system, or with anything else."""
+    path = folder / "config.yaml"
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: choose another --output")
+    if not path.is_file():
+        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            raise ValueError(f"{folder} holds other files (and no config.yaml): choose another --output")
+        return
+    try:
+        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({error})") from None
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{path}: expected the settings of a run")
+    if differ := theirs.keys() ^ dataclasses.asdict(settings).keys():
+        raise ValueError(
+            f"{path}: a run of another system, or version, began this folder (it differs in "
+            f"{', '.join(sorted(differ))}): choose another --output"
+        )
+
+
+@contextmanager
+def claimed(folder: Path, settings: RunSettings) -> Iterator[None]:
+    """The folder, for this run alone, with its settings in `config.yaml`.
+
+    What has changed in them, the stages' records tell.
+
+    Raises:
+        ValueError: another run is at work in it.
+    """
+    distributed.barrier()  # every rank has read the old settings
+    with ExitStack() as stack:
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock"))
+            text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+            write_text(folder / "config.yaml", text)
+        distributed.barrier()
+        yield
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 
 @contextmanager
@@ -101,6 +101,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: array.astype(np.float32) for name, array in load_file(path).items()}
     except (SafetensorError, TypeError) as error:
         raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a safetensors file whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    save_file(arrays, new)
+    new.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Generic
@@ -30,7 +31,15 @@ from rocketqa_paddle import checkpoints, device, distributed
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
 from rocketqa_paddle.contrastive import Contrastive, Example
 from rocketqa_paddle.ernie import NAMING
-from rocketqa_paddle.storage import read_arrays, read_json, replacing, whole, write_json, write_text
+from rocketqa_paddle.storage import (
+    read_arrays,
+    read_json,
+    replacing,
+    whole,
+    write_arrays,
+    write_json,
+    write_text,
+)
 
 Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]] | Contrastive[Example]
 _MOMENTS = (
@@ -44,6 +53,23 @@ _LOG_SECONDS = 10.0
 
 class Stopped(RuntimeError):
     """The user asked the run to stop; its state is saved."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One of several stretches of training that share a schedule and an optimizer, each a `Trainer`.
+
+    Args:
+        first: steps that the legs before have taken.
+        total: steps of all legs.
+        before: file with the optimizer's state after the leg before; None for a new optimizer.
+        after: file that gets the state after this one, if any is to.
+    """
+
+    first: int
+    total: int
+    before: Path | None = None
+    after: Path | None = None
 
 
 class MetricsLog:
@@ -115,6 +141,7 @@ class Trainer(Generic[Example]):
         precision: `fp32`, `bf16` or `fp16` (with loss scaling).
         seed: of order and dropout.
         save_minutes: how often to save.
+        leg: where this stretch stands in a longer training; by default it is one of its own.
         after_step: called with the number of steps taken, after each of them.
     """
 
@@ -132,6 +159,7 @@ class Trainer(Generic[Example]):
         precision: str = "fp32",
         seed: int = 1,
         save_minutes: float = 10.0,
+        leg: Leg | None = None,
         after_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         if not examples:
@@ -153,6 +181,7 @@ class Trainer(Generic[Example]):
                 "its own negative: lower batch_size"
             )
         self.total_steps = total_steps(settings, len(examples))
+        self.leg = leg or Leg(0, self.total_steps)
         self.step, self._epoch = 0, -1
         self._permutation: np.ndarray | None = None
         self.parameters = dict(_named_parameters(networks))
@@ -199,10 +228,12 @@ class Trainer(Generic[Example]):
                     raise Stopped(f"{self.stage}, step {self.step} of {self.total_steps}")
         for network in self.networks.values():
             network.eval()
+        if self.leg.after and distributed.is_main():
+            write_arrays(self.leg.after, self._optimizer_arrays())
 
     def _take_step(self) -> dict[str, float]:
         """One optimizer step; returns what to log."""
-        rate = learning_rate(self.step, self.total_steps, self.settings.optimizer)
+        rate = learning_rate(self.leg.first + self.step, self.leg.total, self.settings.optimizer)
         contrast = isinstance(self.loss, Contrastive)
         values = (self._backward_contrastive if contrast else self._backward)(self._batch(self.step))
         self.step += 1
@@ -341,6 +372,8 @@ class Trainer(Generic[Example]):
         path = folder / "state.json"
         state = read_json(path) if path.is_file() else {}
         if state.get("stage") != self.stage:
+            if self.leg.before:
+                self._load_optimizer(self.leg.before)
             self.log.rewind(self.stage, 0)
             return
         now = {
@@ -355,18 +388,24 @@ class Trainer(Generic[Example]):
                     f"processes the run began with, or remove {folder} to begin the stage anew"
                 )
         checkpoints.load_arrays_into(self.parameters, read_arrays(folder / "parameters.safetensors"), path)
-        moments = read_arrays(folder / "optimizer.safetensors")
-        self.optimizer.set_state_dict(
-            {
-                f"{parameter.name}_{moment}": paddle.to_tensor(moments[f"{name}.{moment}"])
-                for name, parameter in self.parameters.items()
-                for moment in _MOMENTS
-            }
-        )
+        self._load_optimizer(folder / "optimizer.safetensors")
         if state["scaler"]:
             self.scaler.load_state_dict({**state["scaler"], "scale": np.float32(state["scaler"]["scale"])})
         self.step = state["step"]
         self.log.rewind(self.stage, self.step)
+
+    def _load_optimizer(self, path: Path) -> None:
+        moments = read_arrays(path)
+        names = {
+            f"{name}.{moment}": f"{parameter.name}_{moment}"
+            for name, parameter in self.parameters.items()
+            for moment in _MOMENTS
+        }
+        if missing := names.keys() - moments.keys():
+            raise ValueError(f"{path}: not the state of this optimizer, {min(missing)} is missing: remove it")
+        self.optimizer.set_state_dict(
+            {theirs: paddle.to_tensor(moments[ours]) for ours, theirs in names.items()}
+        )
 
     def _optimizer_arrays(self) -> dict[str, np.ndarray]:
         """Adam's state under our parameter names: Paddle's own change from one process to the next."""

@@ -28,6 +28,7 @@ _BM25_DEPTH = 100  # as the released data of NQ, which are DPR's
 def train_retriever(
     run: Pipeline,
     stage: str,
+    retriever: Checkpoint,
     queries: Queries,
     settings: StageSettings,
     negatives: int = 0,
@@ -39,8 +40,9 @@ def train_retriever(
     """Labelled positives against all passages of the batch, on every process, and a few negatives more.
 
     Args:
-        run: whose start weights and data.
+        run: whose data.
         stage: gets the checkpoint.
+        retriever: to train.
         queries: labelled; none leaves the retriever as it is.
         settings: of the training.
         negatives: beside those in the batch, a query.
@@ -48,7 +50,6 @@ def train_retriever(
         cross_batch: see `contrastive.in_batch`.
         single_negatives: make an example of every negative.
     """
-    retriever = run.start_retriever()
 
     def groups() -> list[Group]:
         candidates, easy = (_bm25(run, stage, queries), 0) if source == "bm25" else ({}, negatives)
@@ -68,8 +69,8 @@ def contrast(
     groups: Callable[[], list[Group]],
     settings: StageSettings,
     *,
-    cross_batch: bool,
-    single_negatives: bool,
+    cross_batch: bool = True,
+    single_negatives: bool = False,
     alpha: float = 0.0,
 ) -> Checkpoint:
     """Train a retriever with in-batch negatives and those of its groups; see `train_retriever`."""

@@ -8,6 +8,8 @@ query-centric one alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rocketqa_paddle.config import PairSettings
 from rocketqa_paddle.denoising import LABELLED, UNLABELLED, DenoisingRun
 from rocketqa_paddle.records import Group
@@ -17,10 +19,20 @@ from rocketqa_paddle.warmup import training_work
 _TEACHERS = ("teacher_retriever", "teacher_reranker")
 
 
-def train(settings: PairSettings, selection: Selection = ALL) -> None:
+WARMED_UP = {"teacher_retriever": {"queries": 0}, "teacher_reranker": {"queries": 0, "loss": "list"}}
+"""Settings that take the start weights for warmed-up models, the re-ranker for one trained on lists."""
+
+
+def train(settings: PairSettings, selection: Selection = ALL) -> PairRun:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
     run = PairRun(settings)
     run.run(run.stages(), run.complete, selection)
+    return run
+
+
+def own_training(settings: PairSettings) -> Sequence[str]:
+    """The settings of what is trained after the warm-up, in order."""
+    return ["pretraining", "finetuning"]
 
 
 class PairRun(DenoisingRun):

@@ -7,17 +7,28 @@ for which M_D1 has searched and M_C has judged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rocketqa_paddle.config import RocketQASettings
 from rocketqa_paddle.denoising import DENOISED, UNLABELLED, DenoisingRun
 from rocketqa_paddle.records import Group
 from rocketqa_paddle.stages import ALL, Selection, Stage
 from rocketqa_paddle.warmup import training_work
 
+WARMED_UP = {"step1": {"queries": 0}, "step2": {"queries": 0, "loss": "list"}}
+"""Settings that take the start weights for warmed-up models, the re-ranker for one trained on lists."""
 
-def train(settings: RocketQASettings, selection: Selection = ALL) -> None:
+
+def train(settings: RocketQASettings, selection: Selection = ALL) -> RocketQARun:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
     run = RocketQARun(settings)
     run.run(run.stages(), run.complete, selection)
+    return run
+
+
+def own_training(settings: RocketQASettings) -> Sequence[str]:
+    """The settings of what is trained after the warm-up, in order."""
+    return ["step3", "step4"] if settings.data.unlabelled else ["step3"]
 
 
 class RocketQARun(DenoisingRun):

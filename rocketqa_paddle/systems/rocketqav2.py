@@ -13,130 +13,90 @@ from functools import partial
 
 from paddle import Tensor
 
-from rocketqa_paddle import formats, losses, warmup
+from rocketqa_paddle import formats, losses
 from rocketqa_paddle.checkpoints import Checkpoint
 from rocketqa_paddle.config import JointSettings, RocketQAv2Settings
-from rocketqa_paddle.dataset import digest_file, digest_records
+from rocketqa_paddle.dataset import digest_file
 from rocketqa_paddle.mining import Miner, calibrate
-from rocketqa_paddle.pipeline import Line, Pipeline
 from rocketqa_paddle.records import Group, Query, Run, Split, with_positives
+from rocketqa_paddle.rounds import WARMUP, RoundsRun
 from rocketqa_paddle.scoring import reranker_scores, retriever_scores
 from rocketqa_paddle.stages import ALL, Selection, Stage
 from rocketqa_paddle.staging import QuerySets
 from rocketqa_paddle.warmup import training_work
 
-WARMUP = "warm-up"
 # A round does not hang on how many follow it.
 _DECISIVE = tuple(f"joint.{field.name}" for field in fields(JointSettings) if field.name != "rounds")
 
 
-def train(settings: RocketQAv2Settings, selection: Selection = ALL) -> None:
+WARMED_UP = {"warmup_retriever": {"queries": 0}, "warmup_reranker": {"queries": 0}}
+"""Settings that take the start weights for warmed-up models."""
+
+
+def train(settings: RocketQAv2Settings, selection: Selection = ALL) -> JointRun:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
     run = JointRun(settings)
     run.run(run.stages(), run.complete, selection)
+    return run
 
 
-class JointRun(Pipeline):
+def own_training(settings: RocketQAv2Settings) -> Sequence[str]:
+    """The settings of what is trained after the warm-up, in order."""
+    return ["joint"] * settings.joint.rounds
+
+
+class JointRun(RoundsRun):
     """One run of RocketQAv2."""
 
     settings: RocketQAv2Settings
 
     def __init__(self, settings: RocketQAv2Settings) -> None:
-        super().__init__(settings)
-        self.rounds = [f"round-{number:03d}" for number in range(1, settings.joint.rounds + 1)]
-        self._plan_queries()
-        self.check_negatives(settings.warmup_reranker.negatives, settings.joint.groups.negatives)
+        super().__init__(settings, system="RocketQAv2", section="joint")
         if lists := settings.joint.groups.file:
             formats.read_training_groups(lists)  # raises now, not after hours, if it cannot be read
 
-    def _plan_queries(self) -> None:
-        """Deal out the training queries: each use takes the next ones, from the start again at the end."""
-        s, dealt = self.settings, 0
-        self.queries: dict[str, Mapping[str, Query]] = {}
-        uses = {"retriever": s.warmup_retriever.queries, "reranker": s.warmup_reranker.queries}
-        for use, count in {**uses, **dict.fromkeys(self.rounds, s.joint.queries)}.items():
-            self.queries[use] = self.draw_queries(dealt, count)
-            dealt += len(self.queries[use])
-
     def stages(self) -> list[Stage]:
         """The start weights measured, the warm-up, the rounds."""
-        s = self.settings
-        stages = self.start_stage()
-        first = training_work("retriever", s.warmup_retriever, len(self.queries["retriever"]), 0)
-        second = training_work(
-            "reranker", s.warmup_reranker, len(self.queries["reranker"]), s.warmup_reranker.negatives
-        )
-        stages.append(
-            self.stage(
-                WARMUP,
-                "warmed up",
-                self.warm_up,
-                sections=(
-                    "retriever",
-                    "reranker",
-                    "warmup_retriever",
-                    "warmup_reranker",
-                    "joint.groups.depth",
-                ),
-                work=first + second,
-                searches=self._searches(["reranker", *self.rounds[:1]]),
-            )
-        )
-        for before, stage, following in zip(
-            [WARMUP, *self.rounds], self.rounds, [*self.rounds[1:], None], strict=False
-        ):
-            stages.append(self._round(before, stage, self._searches([following] if following else [])))
-        return stages
+        return [*self.start_stage(), self.warmup_stage(), *self.round_stages()]
 
-    def _round(self, before: str, stage: str, searches: QuerySets) -> Stage:
+    def round_searches(self, stage: str) -> QuerySets:
+        """The query sets of a round, unless its lists are given."""
+        groups = self.settings.joint.groups
+        if groups.file:
+            return {}
+        sets = dict(super().round_searches(stage))
+        if "pseudo" in groups.sources:
+            sets["unlabelled"] = (self.unlabelled.queries, groups.depth)
+        return sets
+
+    def round_stage(self, before: str, stage: str, searches: QuerySets) -> Stage:
+        """Build groups from the candidates that the stage before left, and train both models on them."""
         s = self.settings.joint
-        queries = self.queries[stage]
-        also = {"queries of the round": digest_records(queries.values())}
+        queries, also = self.queries[stage], self.round_facts(stage)
         if s.groups.file:
             also["lists"] = digest_file(s.groups.file)
         if "pseudo" in s.groups.sources:
             also |= self.unlabelled_facts
         negatives, scored = s.groups.negatives, len(queries) * (s.groups.scored or s.groups.depth)
         work = training_work("retriever", s, len(queries), negatives, scored)
+        reranker = replace(
+            training_work("reranker", s, len(queries), negatives), steps=0
+        )  # they are the same
         return self.stage(
             stage,
             stage,
             partial(self.train_round, before, stage, searches),
             sections=_DECISIVE,
             after=(before,),
-            work=work + training_work("reranker", s, len(queries), negatives),
+            work=work + reranker,
             searches=searches,
             also=also,
         )
 
-    def _searches(self, following: Sequence[str]) -> QuerySets:
-        """The query sets on which the training that follows a stage is mined."""
-        groups = self.settings.joint.groups
-        mined = [use for use in following if use not in self.rounds or not groups.file]
-        sets = {f"train.{use}": (self.queries[use], groups.depth) for use in mined}
-        if "pseudo" in groups.sources and set(mined) & set(self.rounds):
-            sets["unlabelled"] = (self.unlabelled.queries, groups.depth)
-        return sets
-
-    # Stages -------------------------------------------------------------------------------------
-
-    def warm_up(self) -> None:
-        """In-batch training of the retriever, then listwise training of the re-ranker on what it finds."""
-        s = self.settings
-        retriever = warmup.train_retriever(self, WARMUP, self.queries["retriever"], s.warmup_retriever)
-        self.search(WARMUP, retriever, self._searches(["reranker", *self.rounds[:1]]))
-        candidates = self.hits(WARMUP, "train.reranker")
-        reranker = warmup.train_reranker(
-            self, WARMUP, self.queries["reranker"], candidates, s.warmup_reranker, "list"
-        )
-        self.rerank_dev(WARMUP, reranker, candidates=WARMUP)
-
     def train_round(self, before: str, stage: str, searches: QuerySets) -> None:
-        """Build groups from the candidates that the stage before left, and train both models on them."""
+        """Joint steps on hybrid groups; then the trained retriever searches."""
         settings = self.settings.joint
-        retriever, reranker = (
-            self.load(self.folder / before / name, name) for name in ("retriever", "reranker")
-        )
+        retriever, reranker = (self.trained_model(before, name) for name in ("retriever", "reranker"))
 
         def loss(batch: Sequence[Group]) -> dict[str, Tensor]:
             return losses.joint_distillation(
@@ -219,28 +179,6 @@ class JointRun(Pipeline):
         run = with_positives(candidates, split, queries)
         depth = max(map(len, run.values()))
         return self.rerank(path, reranker, run, queries, depth, f"{stage}: score candidates")
-
-    # Results ------------------------------------------------------------------------------------
-
-    def complete(self) -> None:
-        """The best models on dev, and the final tables."""
-        best = self.complete_best("RocketQAv2")
-        titles = {stage: f"retriever, {self.title(stage)}" for stage in [WARMUP, *self.rounds]}
-        lines = self.start_line() + [Line(title, stage) for stage, title in titles.items()]
-        ordered = dict.fromkeys([WARMUP, best["reranker"], *self.rounds[-1:]])
-        names = {stage: f"re-ranker, {self.title(stage)}" for stage in ordered}
-        lines += [Line(name, stage, over=best["retriever"]) for stage, name in names.items()]
-        depth = self.settings.evaluation.rerank_depth
-        notes = [f"The re-rankers order the {depth} best of the retriever of {best['retriever']}."]
-        pairs = []
-        for model, stages in {"retriever": titles, "reranker": names}.items():
-            chosen = best[model]
-            if chosen == WARMUP:
-                name = model.replace("rer", "re-r")
-                notes.append(f"No round gave a better {name} on dev than the warm-up.")
-            for stage in self.rounds[-1:] if chosen == WARMUP else [chosen]:
-                pairs.append((stages[stage], stages[WARMUP]))
-        self.report(lines, pairs, notes)
 
 
 def _thin_out(run: Run, limit: int, seed: int) -> Run:
