@@ -50,8 +50,15 @@ def compare(settings: CompareSettings) -> None:
         runs: dict[str, Pipeline] = {WARMUP_ROW: rocketqav2.train(_warmup_settings(settings))}
         for row, own in rows.items():
             runs[WARMUP_ROW].say(f"\n# {row}\n")
-            runs[row] = _module(settings, row).train(own)
+            runs[row] = _train(settings, row, own)
         _report(settings, runs)
+
+
+def _train(settings: CompareSettings, row: str, own: RunSettings) -> Pipeline:
+    try:
+        return _module(settings, row).train(own)
+    except ValueError as error:
+        raise ValueError(f"systems.{row}: {error}") from error
 
 
 # Settings of the runs -----------------------------------------------------------------------------

@@ -53,12 +53,14 @@ def searches(tokens, folder: Path) -> dict:
     queries, passages = collection.splits["dev"].queries, collection.passages
     index = CorpusIndex(retriever, passages, progress="")
     index.save(folder / "index", "0123")
+    index.save(folder / "own", retriever.digest())
     run = index.search(queries, 10)
     small = CorpusIndex(retriever, {"p7": passages["p7"]}, progress="")
     small.save(folder / "small", "0123")
     one = {"dev3": queries["dev3"]}
     runs = {
         "search": run,
+        "loaded search": CorpusIndex.load(folder / "own", retriever, passages).search(queries, 10),
         "rerank": retrieval.rerank(reranker, run, passages, queries, 6, batch_size=4, progress=""),
         "small search": small.search(queries, 10),
         "small rerank": retrieval.rerank(reranker, small.search(one, 3), passages, one, 3, progress=""),

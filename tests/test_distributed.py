@@ -77,7 +77,7 @@ def test_two_ranks_shard_and_gather(two):
     assert found[0]["gathered"] == found[1]["gathered"] == expected
 
 
-@pytest.mark.parametrize("name", ["search", "rerank", "small search", "small rerank"])
+@pytest.mark.parametrize("name", ["search", "loaded search", "rerank", "small search", "small rerank"])
 def test_two_ranks_find_what_one_finds(one, two, name):
     expected = one[1][name]
     assert sum(map(len, expected.values())) > 0

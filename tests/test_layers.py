@@ -17,13 +17,13 @@ PACKAGE = Path(rocketqa_paddle.__file__).parent
 FLOORS = {
     name: floor
     for floor, names in {
-        6: "cli __main__ serve mine",
+        6: "cli __main__ serve mine compare",
         5: "systems.rocketqa systems.pair systems.rocketqav2 systems.ar2 systems",
-        4: "trainer mining pipeline report finetune models plan staging warmup denoising thresholds",
+        4: "trainer mining pipeline report finetune models plan staging warmup denoising rounds thresholds",
         3: "retrieval scoring contrastive dataset",
         2: "checkpoints convert convert.weights convert.reference convert.paddlenlp convert.huggingface "
         "hub starting",
-        1: "encoders batching formats metrics index",
+        1: "encoders batching formats metrics index cloze",
         0: "ernie losses tokenization distributed config records device storage stages",
     }.items()
     for name in names.split()

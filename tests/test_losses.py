@@ -246,3 +246,109 @@ def test_binary_cross_entropy_gradient() -> None:
 def test_binary_cross_entropy_refuses_another_number_of_labels() -> None:
     with pytest.raises(ValueError, match=r"scores are \[3\], labels \[2\]: one label a score"):
         losses.binary_cross_entropy(paddle.ones([3]), paddle.ones([2]))
+
+
+# AR2 --------------------------------------------------------------------------------------------
+
+NORMALIZATIONS = ["released", "paper"]
+# What the retriever and the ranker of a group may score; the second list has the ranker mistaken.
+FOUND, JUDGED = normal(2, 4, seed=5), np.array([[3.0, 1.0, -2.0, 0.5], [-1.0, 2.0, 0.0, -3.0]])
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    exponents = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def ar2_released(found: np.ndarray, judged: np.ndarray, temperature: float) -> tuple[float, float]:
+    """Line for line what `co_training_wiki_train.py` computes, in NumPy."""
+    eps = 1e-7
+    retriever, ranker = softmax(found), softmax(judged / temperature)
+    both = np.stack([np.repeat(judged[:, :1], judged.shape[1], axis=1), judged], axis=-1)
+    reward = np.log(softmax(both.reshape(-1, 2)).reshape(both.shape)[:, :, 0] + eps)
+    normal_loss = (-ranker * np.log(retriever + eps)).sum() / len(found)
+    return normal_loss, (reward * np.log(retriever + eps)).sum()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_ar2_equals_the_released_code(weight: float, temperature: float) -> None:
+    found = losses.ar2_retriever(
+        tensor(FOUND), tensor(JUDGED), adversarial_weight=weight, temperature=temperature
+    )
+    distillation, adversarial = ar2_released(FOUND, JUDGED, temperature)
+    assert float(found["distillation"]) == pytest.approx(distillation, rel=1e-9)
+    assert float(found["adversarial"]) == pytest.approx(adversarial, rel=1e-9)
+    expected = weight * adversarial + (1 - weight) * distillation
+    assert float(found["loss"]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ar2_as_the_paper_writes_it() -> None:
+    found = losses.ar2_retriever(tensor(FOUND), tensor(JUDGED), normalization="paper")
+    probability = softmax(FOUND[:, 1:])
+    reward = -np.log1p(np.exp(JUDGED[:, 1:] - JUDGED[:, :1]))
+    assert float(found["adversarial"]) == pytest.approx((probability * reward).sum() / 2, rel=1e-9)
+    distillation = -(softmax(JUDGED) * np.log(softmax(FOUND))).sum() / 2
+    assert float(found["distillation"]) == pytest.approx(distillation, rel=1e-9)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_ar2_gradient_of_the_retriever_alone(normalization: str) -> None:
+    assert_gradients_are_slopes(
+        lambda found: losses.ar2_retriever(found, tensor(JUDGED), normalization=normalization)["loss"], FOUND
+    )
+    found, judged = tensor(FOUND), tensor(JUDGED)
+    losses.ar2_retriever(found, judged, normalization=normalization)["loss"].backward()
+    assert judged.grad is None
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_the_adversarial_term_draws_the_retriever_to_what_deceives_the_ranker(normalization: str) -> None:
+    """The gradient's step raises the score of the negative that the ranker likes best, above all others."""
+    found, judged = tensor(np.zeros((1, 4))), tensor(np.array([[0.0, 5.0, -5.0, -6.0]]))
+    losses.ar2_retriever(found, judged, adversarial_weight=1.0, normalization=normalization)[
+        "loss"
+    ].backward()
+    step = -found.grad.numpy()[0]
+    assert step.argmax() == 1
+    assert step[1] > 0 > step[2]
+
+
+def test_the_released_term_grows_with_the_batch_and_the_papers_does_not() -> None:
+    terms = {}
+    for name in NORMALIZATIONS:
+        terms[name] = [
+            float(losses.ar2_retriever(tensor(f), tensor(j), normalization=name)["adversarial"])
+            for f, j in [(FOUND, JUDGED), (np.tile(FOUND, (3, 1)), np.tile(JUDGED, (3, 1)))]
+        ]
+    assert terms["released"][1] == pytest.approx(3 * terms["released"][0], rel=1e-9)
+    assert terms["paper"][1] == pytest.approx(terms["paper"][0], rel=1e-9)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_ar2_of_far_apart_scores_is_finite(normalization: str) -> None:
+    found = paddle.to_tensor([[-300.0, 300.0, 0.0]], stop_gradient=False)
+    judged = paddle.to_tensor([[-400.0, 400.0, 0.0]])
+    loss = losses.ar2_retriever(found, judged, normalization=normalization)["loss"]
+    loss.backward()
+    assert np.isfinite(float(loss)) and np.isfinite(found.grad.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalization": "sum"}, "normalization='sum'"),
+        ({"adversarial_weight": 1.5}, "adversarial_weight=1.5"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+    ],
+)
+def test_ar2_refuses_wrong_settings(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        losses.ar2_retriever(tensor(FOUND), tensor(JUDGED), **change)
+
+
+def test_ar2_refuses_other_lists_and_lists_without_negatives() -> None:
+    with pytest.raises(ValueError, match=r"\[2, 4\].*\[2, 3\]"):
+        losses.ar2_retriever(tensor(FOUND), tensor(JUDGED[:, :3]))
+    with pytest.raises(ValueError, match="at least one negative"):
+        losses.ar2_retriever(tensor(FOUND[:, :1]), tensor(JUDGED[:, :1]))

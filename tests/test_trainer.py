@@ -19,7 +19,7 @@ from paddle import nn
 
 from rocketqa_paddle import trainer as trainer_module
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
-from rocketqa_paddle.trainer import MetricsLog, Stopped, Trainer, learning_rate, make_optimizer
+from rocketqa_paddle.trainer import Leg, MetricsLog, Stopped, Trainer, learning_rate, make_optimizer
 
 HIDDEN = 6
 
@@ -366,6 +366,66 @@ def test_networks_that_an_earlier_stage_trained(tmp_path):
     nets = {name: Net(0.3) for name in nets}
     second_stage(tmp_path / "cut", nets).fit()
     assert_same(arrays(nets), arrays(whole))
+
+
+# Legs ---------------------------------------------------------------------------------------------
+
+
+def in_legs(folder, nets, steps, *, optimizer, loss=None, stop_at=None):
+    """As many trainers as `steps` says, one after the other. Every step sees all examples."""
+    data, first = examples(), 0
+    for number, count in enumerate(steps):
+        before = folder / f"{number - 1}.safetensors" if number else None
+        leg = Leg(first, sum(steps), before, folder / f"{number}.safetensors")
+        some = stopping(loss or squared(nets), 2) if number == stop_at else loss
+        stretch = {"batch_size": len(data), "steps": count}
+        make_trainer(
+            folder, nets, some, data, stage=f"leg {number}", leg=leg, optimizer=optimizer, stretch=stretch
+        ).fit()
+        first += count
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "lamb"])
+def test_legs_equal_one_training(tmp_path, algorithm):
+    """One schedule and one optimizer, whatever the number of trainers."""
+    optimizer = {"warmup_share": 0.5, "algorithm": algorithm, "weight_decay": 0.1}
+    whole, legs = make_nets(), make_nets()
+    stretch = {"batch_size": len(examples()), "steps": 9}
+    make_trainer(tmp_path / "whole", whole, optimizer=optimizer, stretch=stretch).fit()
+    in_legs(tmp_path / "legs", legs, [2, 3, 4], optimizer=optimizer)
+    assert_same(arrays(legs), arrays(whole), atol=1e-5)
+    anew = make_nets()
+    for number in range(3):  # which it would not be with new moments
+        stretch = {"batch_size": len(examples()), "steps": 3}
+        leg = Leg(3 * number, 9)
+        make_trainer(
+            tmp_path / "anew", anew, stage=f"{number}", leg=leg, optimizer=optimizer, stretch=stretch
+        ).fit()
+    with pytest.raises(AssertionError):
+        assert_same(arrays(anew), arrays(whole), atol=1e-5)
+
+
+def test_a_leg_that_was_stopped_goes_on(tmp_path):
+    optimizer = {"warmup_share": 0.5}
+    whole, cut = make_nets(), make_nets()
+    in_legs(tmp_path / "whole", whole, [2, 4], optimizer=optimizer)
+    with pytest.raises(Stopped):
+        in_legs(tmp_path / "cut", cut, [2, 4], optimizer=optimizer, stop_at=1)
+    assert not (tmp_path / "cut" / "1.safetensors").exists()
+    nets = {name: Net(0.0) for name in cut}
+    leg = Leg(2, 6, tmp_path / "cut" / "0.safetensors", tmp_path / "cut" / "1.safetensors")
+    stretch = {"batch_size": len(examples()), "steps": 4}
+    make_trainer(tmp_path / "cut", nets, stage="leg 1", leg=leg, optimizer=optimizer, stretch=stretch).fit()
+    assert_same(arrays(nets), arrays(whole))
+    states = [(tmp_path / name / "1.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert states[0] == states[1]
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    nets = make_nets()
+    make_trainer(tmp_path, {"one": nets["one"]}, leg=Leg(0, 9, None, tmp_path / "state")).fit()
+    with pytest.raises(ValueError, match=r"state: .*two\..* is missing"):
+        make_trainer(tmp_path, nets, stage="next", leg=Leg(9, 18, tmp_path / "state")).fit()
 
 
 def test_a_stage_killed_before_its_first_save_logs_no_step_twice(tmp_path):
