@@ -384,6 +384,9 @@ class FirstRetrieverSettings(ContrastiveSettings):
     """Negatives a query, beside those in the batch; 0 for none."""
     candidates: Literal["random", "bm25"] = "random"
     """Where they come from: the whole corpus, or what BM25 finds (needs the package bm25s)."""
+    start: str | None = None
+    """Start weights of this stage alone, where they are others than `retriever.start`: with `queries` 0, a
+    finished retriever serves as the first one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

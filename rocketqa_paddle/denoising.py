@@ -58,6 +58,11 @@ class DenoisingRun(Pipeline):
         if self.unlabelled.queries:
             self.unlabelled_set = {UNLABELLED: (self.unlabelled.queries, self.denoising.depth)}
 
+    @property
+    def starts(self) -> list[str]:
+        """Of all retrievers."""
+        return [*super().starts, *filter(None, [self.first_retriever.start])]
+
     # Stages -------------------------------------------------------------------------------------
 
     def first_stages(self, titles: tuple[str, str], searches: QuerySets) -> list[Stage]:
@@ -69,7 +74,7 @@ class DenoisingRun(Pipeline):
             retriever = warmup.train_retriever(
                 self,
                 self._retriever,
-                self.start_retriever(),
+                self.start_retriever(s.start),
                 asked,
                 s,
                 s.negatives,
@@ -93,6 +98,7 @@ class DenoisingRun(Pipeline):
                 sections=("retriever", self._retriever),
                 work=training_work("retriever", s, len(asked), s.negatives),
                 searches=searches,
+                also={"start weights of the stage": self.start_digest(s.start)} if s.start else {},
             ),
             self.stage(
                 self._reranker,

@@ -69,6 +69,11 @@ class Pipeline(StagedRun):
         ]
 
     @property
+    def starts(self) -> list[str]:
+        """What retrievers start from, as the settings name it."""
+        return [self.settings.retriever.start]
+
+    @property
     def measure(self) -> str:
         """The measure that chooses."""
         return self.settings.evaluation.measures[0]
@@ -121,15 +126,17 @@ class Pipeline(StagedRun):
         return [Line("start weights", START)] if START in self.done else []
 
     def _encode_corpus(self, retriever: Checkpoint, progress: str) -> CorpusIndex:
-        """Encode the corpus, unless the start weights have an index of it beside them, and are this model."""
-        beside, batch_size = Path(self.settings.retriever.start).parent / "index", self.settings.encode_batch
-        try:
-            found = CorpusIndex.load(beside, retriever, self.passages, batch_size=batch_size)
-        except (OSError, ValueError):
-            found = None
-        if not distributed.any_rank(found is None):
-            self.say(f"{progress}: as it is in {beside}")
-            return found
+        """Encode the corpus, unless start weights are this model and have an index of it beside them."""
+        batch_size = self.settings.encode_batch
+        for start in self.starts:
+            beside = Path(start).parent / "index"
+            try:
+                found = CorpusIndex.load(beside, retriever, self.passages, batch_size=batch_size)
+            except (OSError, ValueError):
+                found = None
+            if not distributed.any_rank(found is None):
+                self.say(f"{progress}: as it is in {beside}")
+                return found
         with device.arithmetic(self.settings.precision):
             return CorpusIndex(retriever, self.passages, batch_size=batch_size, progress=progress)
 

@@ -32,6 +32,8 @@ _MAY_CHANGE = {
     "reranker.start",
     "retriever.recompute",
     "reranker.recompute",
+    "step1.start",
+    "teacher_retriever.start",
 }
 
 
@@ -245,10 +247,11 @@ class StagedRun:
             if key not in _MAY_CHANGE and any(key == s or key.startswith(f"{s}.") for s in sections):
                 facts[key] = value
         for model in {"retriever", "reranker"} & set(sections):
-            facts[f"{model}'s start weights"] = self._start_digest(getattr(settings, model).start)
+            facts[f"{model}'s start weights"] = self.start_digest(getattr(settings, model).start)
         return facts
 
-    def _start_digest(self, start: str) -> str:
+    def start_digest(self, start: str) -> str:
+        """Names start weights by what they are."""
         if start in starting.SIZES:
             return f"{start}, vocabulary of {self._corpus_digest}"
         if start not in self._start_digests:
@@ -257,11 +260,11 @@ class StagedRun:
 
     # Networks -----------------------------------------------------------------------------------
 
-    def start_retriever(self) -> Checkpoint:
-        """The dual encoder before any training."""
+    def start_retriever(self, start: str | None = None) -> Checkpoint:
+        """The dual encoder before any training, from the run's start weights or others."""
         s = self.settings.retriever
         return starting.start_retriever(
-            self._read_start(s.start),
+            self._read_start(start or s.start),
             s.query_length,
             s.passage_length,
             for_cn=s.for_cn,

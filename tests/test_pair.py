@@ -260,3 +260,45 @@ def test_on_two_processes(whole, data, tmp_path):
     assert len(index) == 60
     check_best(settings)
     pair.train(settings, Selection(until_stage="pretraining"))  # nothing is done again
+
+
+# A teacher from elsewhere -------------------------------------------------------------------------
+
+
+def test_a_finished_retriever_is_the_teacher(whole, tmp_path, monkeypatch, capsys):
+    """Its index is used as it is; pre-training begins with the run's own start weights all the same."""
+    shutil.copytree(folder_of(whole) / "best", tmp_path / "theirs")
+    for part in ("retriever", "index"):
+        shutil.rmtree(tmp_path / "theirs" / part)
+    teacher = checkpoints.load(folder_of(whole) / "finetuning" / "retriever")
+    checkpoints.save(teacher, tmp_path / "theirs" / "retriever")
+    CorpusIndex(teacher, toy.collection().passages, progress="").save(
+        tmp_path / "theirs" / "index", teacher.digest()
+    )
+    start = str(tmp_path / "theirs" / "retriever")
+    settings = change(begin(whole, tmp_path / "run"), "teacher_retriever", start=start, queries=0)
+    settings = change(change(settings, "data", unlabelled=None), "pretraining", batch_size=4)
+    encoded, original = [], CorpusIndex.__init__
+
+    def spy(self, checkpoint, *rest, **keywords):
+        encoded.append(checkpoint.digest())
+        original(self, checkpoint, *rest, **keywords)
+
+    monkeypatch.setattr(CorpusIndex, "__init__", spy)
+    run = pair.train(settings)
+    assert digest(settings, "teacher_retriever") == teacher.digest()
+    assert teacher.digest() not in encoded
+    assert f"as it is in {tmp_path / 'theirs' / 'index'}" in capsys.readouterr().out
+    assert run.start_retriever().digest() == pair.PairRun(whole).start_retriever().digest()
+    check_best(settings)
+
+    (tmp_path / "theirs").rename(tmp_path / "moved")
+    moved = change(settings, "teacher_retriever", start=str(tmp_path / "moved" / "retriever"))
+    stage = {stage.name: stage for stage in pair.PairRun(moved).stages()}["teacher_retriever"]
+    assert run.ledger.state(stage, {}).status == "finished"  # the same weights, wherever they lie
+    checkpoints.save(
+        checkpoints.load(folder_of(whole) / "pretraining" / "retriever"), moved.teacher_retriever.start
+    )
+    stage = {stage.name: stage for stage in pair.PairRun(moved).stages()}["teacher_retriever"]
+    changes = run.ledger.state(stage, {}).changes
+    assert list(changes.values()) == ["start weights of the stage changed"]
