@@ -51,6 +51,8 @@ def in_batch(retriever: Checkpoint, alpha: float = 0.0, *, cross_batch: bool = T
         return (query_vectors(retriever, groups), *parts)
 
     def loss(*vectors: Tensor) -> dict[str, Tensor]:
-        return {"loss": losses.pair(*vectors, alpha=alpha) if alpha else losses.in_batch(*vectors)}
+        if not alpha:
+            return {"loss": losses.in_batch(*vectors)}
+        return {"loss": losses.pair(*vectors, alpha=alpha, temperature=retriever.network.temperature)}
 
     return Contrastive(encode, loss, cross_batch)

@@ -177,7 +177,7 @@ def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) ->
     return -paddle.diagonal(_log_softmax(scores)).mean()
 
 
-def passage_centric(query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+def passage_centric(query: Tensor, positive: Tensor, negative: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Cross entropy of every positive's own query among all queries and hard negatives of the batch.
 
     PAIR (Ren et al., Findings of ACL 2021), the passage-centric loss L_P: a positive is to be nearer to its
@@ -188,11 +188,15 @@ def passage_centric(query: Tensor, positive: Tensor, negative: Tensor) -> Tensor
         query: `[n, hidden]`. Gets gradient, as do the others.
         positive: `[n, hidden]`; row i answers query i.
         negative: `[m, hidden]`, any number of hard negatives.
+        temperature: by which `positive` and `negative` have been divided, so that a passage's inner product
+            with a query is a score. That of two passages has been divided twice, and is brought back.
     """
-    return in_batch(positive, query, negative)
+    return in_batch(positive, query, negative * temperature)
 
 
-def pair(query: Tensor, positive: Tensor, negative: Tensor, alpha: float = 0.1) -> Tensor:
+def pair(
+    query: Tensor, positive: Tensor, negative: Tensor, alpha: float = 0.1, *, temperature: float = 1.0
+) -> Tensor:
     """PAIR's pre-training loss: `(1 - alpha) * in_batch + alpha * passage_centric`.
 
     PAIR (Ren et al., Findings of ACL 2021), the combined loss of its first stage, L_Q and L_P weighted by
@@ -203,11 +207,13 @@ def pair(query: Tensor, positive: Tensor, negative: Tensor, alpha: float = 0.1) 
         positive: `[n, hidden]`; row i answers query i.
         negative: `[m, hidden]`, any number of hard negatives.
         alpha: weight of the passage-centric part, 0 to 1.
+        temperature: see `passage_centric`.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}, expected 0 to 1")
     query_centric = in_batch(query, positive, negative)
-    return (1 - alpha) * query_centric + alpha * passage_centric(query, positive, negative)
+    centred = passage_centric(query, positive, negative, temperature=temperature)
+    return (1 - alpha) * query_centric + alpha * centred
 
 
 def binary_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:

@@ -94,6 +94,24 @@ def test_every_query_is_contrasted_with_the_passages_of_all(tmp_path: Path, nega
     assert float(given) == pytest.approx(reference.cross_entropy(q @ p.T, range(5)), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_two_passages_are_compared_on_the_scale_of_scores(tmp_path: Path, temperature: float) -> None:
+    """A cosine over the temperature, as a passage's score for a query is: not over its square."""
+    network = {"shared": True, "pooling": "mean", "normalize": True, "temperature": temperature}
+    retriever, batch = toy.dual(toy.tokenizer(tmp_path), **network), groups(2)[:5]
+    loss = contrastive.in_batch(retriever, alpha=1.0)
+    given = loss.loss(*loss.encode(batch))["loss"]
+
+    q = retrieval.encode_queries(retriever, [group.query.text for group in batch])
+    passages = [passage for group in batch for passage in group.passages]
+    p = retrieval.encode_passages(retriever, [x.title for x in passages], [x.text for x in passages])
+    p /= np.linalg.norm(p, axis=1, keepdims=True)
+    positive = p[::3]
+    negative = np.concatenate([p[1::3], p[2::3]])
+    scores = positive @ np.concatenate([q, negative]).T / temperature
+    assert float(given) == pytest.approx(reference.cross_entropy(scores, range(5)), rel=1e-4)
+
+
 def test_a_part_is_encoded_with_the_same_dropout_both_times(tmp_path: Path) -> None:
     retriever, seen = toy.dual(toy.tokenizer(tmp_path), dropout=0.3), []
     plain = contrastive.in_batch(retriever)
