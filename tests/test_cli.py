@@ -16,7 +16,7 @@ from rocketqa_paddle import checkpoints, cli, formats, metrics, retrieval
 from rocketqa_paddle.index import VectorIndex
 
 COLLECTION = toy.collection()
-COMMANDS = ["train", "train rocketqav2", *cli.COMMANDS]
+COMMANDS = ["train", "train rocketqav2", "compare", *cli.COMMANDS]
 
 
 @pytest.fixture(scope="module")

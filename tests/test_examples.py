@@ -12,10 +12,15 @@ import pytest
 import toy
 import yaml
 
-from rocketqa_paddle import checkpoints, cli, config
+from rocketqa_paddle import checkpoints, cli, compare, config
 from rocketqa_paddle.index import VectorIndex
 
-SYSTEMS = {"train_joint": "rocketqav2", "train_rocketqa": "rocketqa", "train_pair": "pair"}
+SYSTEMS = {
+    "train_joint": "rocketqav2",
+    "train_rocketqa": "rocketqa",
+    "train_pair": "pair",
+    "train_ar2": "ar2",
+}
 SCRIPTS = {name: toy.ROOT / "examples" / f"{name}.sh" for name in SYSTEMS}
 SCRIPT = SCRIPTS["train_joint"]
 CONFIGS = sorted((toy.ROOT / "examples" / "configs").glob("*.yaml"))
@@ -136,8 +141,13 @@ def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, start, name)
 def test_every_config_is_read_by_the_real_parser(path, monkeypatch):
     monkeypatch.chdir(toy.ROOT)
     name = path.stem.partition("-")[0]
-    system, settings, _ = cli.parse(["train", name, "--config", str(path)]).args
-    assert (system, type(settings)) == (name, config.SYSTEMS[name])
+    if name == "compare":
+        settings = cli.parse(["compare", "--config", str(path)]).args[0]
+        for row in settings.systems:  # as each will train
+            compare._system_settings(settings, row)
+    else:
+        system, settings, _ = cli.parse(["train", name, "--config", str(path)]).args
+        assert (system, type(settings)) == (name, config.SYSTEMS[name])
     check_settings(yaml.safe_load(path.read_text(encoding="utf-8")), dataclasses.asdict(settings))
     for name in re.findall(r"(?:examples|data/pydocs)[\w/.-]+\.(?:yaml|sh|py|tsv)", path.read_text()):
         assert (toy.ROOT / name).exists(), name

@@ -38,6 +38,7 @@ SCRIPTS = {
     "examples/train_joint.sh": "rocketqav2",
     "examples/train_rocketqa.sh": "rocketqa",
     "examples/train_pair.sh": "pair",
+    "examples/train_ar2.sh": "ar2",
 }
 
 
@@ -45,6 +46,8 @@ def rocketqa_arguments(words: list[str]) -> list[str] | None:
     """What follows `rocketqa`, also where the script or fleetrun calls it; None for another program."""
     if words[0] == "rocketqa":
         return words[1:]
+    if "rocketqa)" in words:  # fleetrun ... $(which rocketqa) ...
+        return words[words.index("rocketqa)") + 1 :]
     if words[:3] == ["python", "-m", "rocketqa_paddle"]:
         return words[3:]
     for place, word in enumerate(words):
@@ -121,7 +124,7 @@ def test_commands_run(demo, monkeypatch, capsys):
     """On the seeming demo, in the README's order, for later ones read what the earlier wrote."""
     monkeypatch.chdir(demo)
     for words in SHELL:
-        if words[0] == "rocketqa" and words[1] != "train":  # test_examples.py trains
+        if words[0] == "rocketqa" and words[1] not in ("train", "compare"):  # test_examples.py trains
             cli.main(words[1:])
             assert capsys.readouterr().out.strip(), words
 
@@ -131,7 +134,7 @@ def test_links_and_files_exist():
     names = re.findall(r"`((?:examples|checkpoints|tests|rocketqa_paddle)/[\w./-]*)`", TEXT)
     configs = [
         f"examples/configs/{name}"
-        for name in re.findall(r"`((?:rocketqav2|rocketqa|pair)-[\w-]+\.yaml)`", TEXT)
+        for name in re.findall(r"`((?:rocketqav2|rocketqa|pair|ar2|compare)-[\w-]+\.yaml)`", TEXT)
     ]
     for name in [*links, *names, *configs]:
         assert (toy.ROOT / name).exists(), name
@@ -142,11 +145,15 @@ def test_links_and_files_exist():
 
 def test_the_commands_it_speaks_of_exist():
     spoken = set(re.findall(r"`rocketqa (\w+)", TEXT)) - {"COMMAND"}
-    assert spoken <= {"train", *cli.COMMANDS}
+    assert spoken <= {"train", "compare", *cli.COMMANDS}
 
 
 def test_the_flags_it_speaks_of_exist(capsys):
-    for words in [*(["train", system] for system in SCRIPTS.values()), *([name] for name in cli.COMMANDS)]:
+    for words in [
+        *(["train", system] for system in SCRIPTS.values()),
+        ["compare"],
+        *([name] for name in cli.COMMANDS),
+    ]:
         with pytest.raises(SystemExit):
             cli.parse([*words, "--help"])
     text = capsys.readouterr().out
