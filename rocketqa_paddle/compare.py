@@ -51,6 +51,7 @@ def compare(settings: CompareSettings) -> None:
         for row, own in rows.items():
             runs[WARMUP_ROW].say(f"\n# {row}\n")
             runs[row] = _train(settings, row, own)
+            runs[row].share_data(runs[WARMUP_ROW])
         _report(settings, runs)
 
 

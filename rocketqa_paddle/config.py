@@ -649,13 +649,16 @@ class CompareSettings(RunSettings):
     @staticmethod
     def _check_system(row: str, settings: dict[str, Any]) -> None:
         name = settings.get("system")
-        if name not in SYSTEMS:
+        if name not in [*SYSTEMS]:
             raise ValueError(f"systems.{row}: system={name!r}, expected one of {[*SYSTEMS]}")
         common = {field.name for field in fields(CompareSettings)}
         own = {field.name for field in fields(SYSTEMS[name])} - common
         for key in settings.keys() - {"system"} - own:
             where = "set it once for all systems" if key in common else f"{name} has {sorted(own)}"
             raise ValueError(f"systems.{row}: {key} is no setting of this system alone: {where}")
+        for key in own & settings.keys():
+            if not isinstance(settings[key], dict):
+                raise ValueError(f"systems.{row}: {key} is {settings[key]!r}, expected settings by name")
 
     @staticmethod
     def folder_name(row: str) -> str:

@@ -67,6 +67,11 @@ class StagedRun:
         """Queries and judgements that a dev or test split is measured by."""
         return self._data.evaluated[name]
 
+    def share_data(self, other: StagedRun) -> None:
+        """Let go of what was read, for another run's copy of the same: a corpus can fill the memory."""
+        self._data, self.passages = other._data, other.passages
+        self.train_split, self.unlabelled = other.train_split, other.unlabelled
+
     @property
     def done(self) -> dict[str, Stage]:
         """The stages that are done, by name, in order."""

@@ -28,6 +28,7 @@ from rocketqa_paddle.trainer import Trainer
 
 FAST = {"learning_rate": 1e-3}
 STEPS = 8
+DENOISING = {"depth": 20, "scored": 10, "negatives": 2, "negative_below": 0.5, "positive_above": 0.51}
 ROWS = {
     "RocketQAv2": {
         "system": "rocketqav2",
@@ -51,25 +52,13 @@ ROWS = {
     },
     "RocketQA": {
         "system": "rocketqa",
-        "denoising": {
-            "depth": 20,
-            "scored": 10,
-            "negatives": 2,
-            "negative_below": 0.5,
-            "positive_above": 0.51,
-        },
+        "denoising": DENOISING,
         "step3": {"batch_size": 8, "optimizer": FAST},
         "step4": {"batch_size": 8, "optimizer": FAST},
     },
     "PAIR": {
         "system": "pair",
-        "denoising": {
-            "depth": 20,
-            "scored": 10,
-            "negatives": 2,
-            "negative_below": 0.5,
-            "positive_above": 0.51,
-        },
+        "denoising": DENOISING,
         "pretraining": {"batch_size": 8, "optimizer": FAST},
         "finetuning": {"batch_size": 8, "optimizer": FAST},
     },
@@ -299,6 +288,12 @@ def test_two_processes(data, tmp_path):
         ({"systems": {}}, "systems is empty"),
         ({"systems": {"mine": {}}}, r"systems.mine: system=None, expected one of \['rocketqa'"),
         ({"systems": {"mine": {"system": "bm25"}}}, "system='bm25'"),
+        ({"systems": {"mine": {"system": ["ar2"]}}}, r"system=\['ar2'\], expected one of"),
+        (
+            {"systems": {"mine": {"system": "rocketqa", "step1": 3}}},
+            "systems.mine: step1 is 3, expected settings",
+        ),
+        ({"systems": {"mine": {"system": "ar2", "adversarial": None}}}, "adversarial is None"),
         (
             {"systems": {"mine": {"system": "ar2", "retriever": {"shared": False}}}},
             "systems.mine: retriever is no setting of this system alone: set it once for all systems",
@@ -337,7 +332,7 @@ def test_the_folder_of_a_run_is_refused(whole):
 
 
 def test_a_system_that_cannot_be_trained_is_named(data, tmp_path):
-    hopeless = {**ROWS["RocketQA"], "denoising": {**ROWS["RocketQA"]["denoising"], "negative_below": 1e-6}}
+    hopeless = {**ROWS["RocketQA"], "denoising": {**DENOISING, "negative_below": 1e-6}}
     settings = make(tmp_path / "run", data, systems={"Mine": hopeless})
     with pytest.raises(ValueError, match="systems.Mine: no candidate has a probability below 1e-06"):
         compare.compare(settings)
