@@ -422,6 +422,21 @@ def test_two_processes_end_as_one(data, tmp_path, normalization):
                 )
 
 
+# What it would do ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_counts_the_work(whole, tmp_path, capsys):
+    settings = dataclasses.replace(whole, output=str(tmp_path / "new"))
+    ar2.train(settings, Selection(dry_run=True))
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "| round-001 " in line]
+    texts, pairs = 3 * 4 * (1 + 4), 2 * 4 * 4  # the retriever's and the ranker's
+    searched = 60 + 10 + 10 + 20  # corpus, dev, test, the next round's queries
+    scored = 3 * 4 * 4 + 10 * 10  # of the retriever's lists, and dev's candidates
+    assert row[2:7] == ["new", "5", str(texts + pairs), str(searched), str(scored)]
+    assert not (tmp_path / "new").exists()
+
+
 # Refused before any work --------------------------------------------------------------------------
 
 

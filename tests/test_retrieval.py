@@ -134,6 +134,47 @@ def test_an_empty_corpus_is_refused(retriever):
         retrieval.CorpusIndex(retriever, {})
 
 
+def test_a_saved_index_is_the_same_again(retriever, tmp_path):
+    queries = COLLECTION.splits["dev"].queries
+    index = retrieval.CorpusIndex(retriever, PASSAGES, progress="")
+    index.save(tmp_path / "index", retriever.digest())
+    again = retrieval.CorpusIndex.load(tmp_path / "index", retriever, PASSAGES)
+    assert again.search(queries, 20) == index.search(queries, 20)
+    again.save(tmp_path / "copy", retriever.digest())
+    files = ("index.faiss", "ids.txt", "meta.json", "passages.jsonl")
+    for name in files:
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "index" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("model", ValueError, "made by model"),
+        ("text", ValueError, "the index of another corpus"),
+        ("order", ValueError, "the index of another corpus"),
+        ("fewer", ValueError, "the index of another corpus"),
+        ("texts", FileNotFoundError, "passages.jsonl"),
+        ("nothing", FileNotFoundError, "meta.json"),
+    ],
+)
+def test_an_index_of_something_else_is_refused(retriever, tokens, tmp_path, change, error, message):
+    retrieval.CorpusIndex(retriever, PASSAGES, progress="").save(tmp_path / "index", retriever.digest())
+    passages = dict(PASSAGES)
+    if change == "model":
+        retriever = toy.dual(tokens, pooling="mean", normalize=True)
+    elif change == "text":
+        passages["p3"] = dataclasses.replace(passages["p3"], text="something else")
+    elif change == "order":
+        passages = dict(reversed(passages.items()))
+    elif change == "fewer":
+        del passages["p3"]
+    elif change == "texts":
+        (tmp_path / "index" / "passages.jsonl").unlink()
+    folder = tmp_path / ("nowhere" if change == "nothing" else "index")
+    with pytest.raises(error, match=message):
+        retrieval.CorpusIndex.load(folder, retriever, passages)
+
+
 def test_a_saved_index_opens(retriever, tmp_path):
     passages = {**PASSAGES, "odd": Passage("odd", 'tab\t"', "line\nend \u2028 π")}
     index = retrieval.CorpusIndex(retriever, passages, progress="")
