@@ -102,9 +102,9 @@ def joint_distillation(
 def ar2_retriever(
     retriever_scores: Tensor,
     ranker_scores: Tensor,
-    *,
     adversarial_weight: float = 0.5,
     temperature: float = 1.0,
+    *,
     normalization: Normalization = "released",
     eps: float = 1e-7,
 ) -> dict[str, Tensor]:
