@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -18,6 +18,7 @@ from rocketqa_paddle.config import (
     SYSTEMS,
     WARMUP_ROW,
     CompareSettings,
+    GroupSettings,
     JointSettings,
     RocketQAv2Settings,
     RunSettings,
@@ -27,11 +28,21 @@ from rocketqa_paddle.report import Row
 from rocketqa_paddle.stages import Stage
 from rocketqa_paddle.staging import check_folder, claimed
 from rocketqa_paddle.storage import write_text
-from rocketqa_paddle.systems import rocketqav2
+from rocketqa_paddle.systems.ar2 import AR2Run
+from rocketqa_paddle.systems.pair import PairRun
+from rocketqa_paddle.systems.rocketqa import RocketQARun
+from rocketqa_paddle.systems.rocketqav2 import JointRun
 
+RUNS: Mapping[str, type[Pipeline]] = {
+    "rocketqa": RocketQARun,
+    "pair": PairRun,
+    "rocketqav2": JointRun,
+    "ar2": AR2Run,
+}
 Runs = Mapping[str, Pipeline]
 """The finished run of every row, by its name; the warm-up's is the first."""
 MODELS = {"retriever": "retrievers", "reranker": "re-rankers"}
+REPORT, CURVES = "report.md", "curves.png"
 
 
 def compare(settings: CompareSettings) -> None:
@@ -41,25 +52,38 @@ def compare(settings: CompareSettings) -> None:
     Writes `report.md` and `curves.png` into the folder, beside a run of every row.
 
     Raises:
-        ValueError: settings that a system does not take, or steps that cannot be shared out. Before any work.
+        ValueError: settings that a system does not take, steps that cannot be shared out, data that do not
+            hold together, a folder of something else. Before any work.
     """
     folder = Path(settings.output)
-    rows = {row: _system_settings(settings, row) for row in settings.systems}
+    own = {row: _system_settings(settings, row) for row in settings.systems}
     check_folder(folder, settings)
+    warmup = JointRun(_warmup_settings(settings))
+    runs: dict[str, Pipeline] = {WARMUP_ROW: warmup}
+    for row in own:
+        with _named(row):
+            check_folder(Path(own[row].output), own[row])
+            runs[row] = RUNS[settings.systems[row]["system"]](own[row])
+            runs[row].share_data(warmup)
     with claimed(folder, settings):
-        runs: dict[str, Pipeline] = {WARMUP_ROW: rocketqav2.train(_warmup_settings(settings))}
-        for row, own in rows.items():
-            runs[WARMUP_ROW].say(f"\n# {row}\n")
-            runs[row] = _train(settings, row, own)
-            runs[row].share_data(runs[WARMUP_ROW])
+        if distributed.is_main():
+            for name in (REPORT, CURVES):  # of other settings, perhaps
+                (folder / name).unlink(missing_ok=True)
+        for row, run in runs.items():
+            warmup.say(f"\n# {row}\n")
+            with _named(row):
+                run.run(run.stages(), run.complete)
+            run.share_data(warmup)
         _report(settings, runs)
 
 
-def _train(settings: CompareSettings, row: str, own: RunSettings) -> Pipeline:
+@contextmanager
+def _named(row: str) -> Iterator[None]:
+    """Errors tell whose they are."""
     try:
-        return _module(settings, row).train(own)
-    except ValueError as error:
-        raise ValueError(f"systems.{row}: {error}") from error
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{row}: {error}") from error
 
 
 # Settings of the runs -----------------------------------------------------------------------------
@@ -67,39 +91,47 @@ def _train(settings: CompareSettings, row: str, own: RunSettings) -> Pipeline:
 
 def _warmup_settings(settings: CompareSettings) -> RocketQAv2Settings:
     """RocketQAv2 without a round."""
-    common = {field.name: getattr(settings, field.name) for field in dataclasses.fields(RunSettings)}
+    common = {field.name: getattr(settings, field.name) for field in fields(RunSettings)}
+    groups = GroupSettings(negatives=settings.warmup_reranker.negatives, depth=settings.depth)
     return RocketQAv2Settings(
         **{**common, "output": str(Path(settings.output) / WARMUP_ROW)},
         warmup_retriever=settings.warmup_retriever,
         warmup_reranker=settings.warmup_reranker,
-        joint=JointSettings(rounds=0),
+        joint=JointSettings(rounds=0, groups=groups),
     )
-
-
-def _module(settings: CompareSettings, row: str) -> ModuleType:
-    return import_module(f"rocketqa_paddle.systems.{settings.systems[row]['system']}")
 
 
 def _system_settings(settings: CompareSettings, row: str) -> RunSettings:
     """What all rows share, the models to begin with, the row's own settings, its share of the steps."""
-    folder, module = Path(settings.output), _module(settings, row)
-    values = {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(RunSettings)}
+    folder, kind = Path(settings.output), RUNS[settings.systems[row]["system"]]
+    values = {field.name: _plain(getattr(settings, field.name)) for field in fields(RunSettings)}
     values["output"] = str(folder / settings.folder_name(row))
-    values["evaluation"]["start"] = False  # the warm-up's run has measured them
+    values["evaluation"] |= {"start": False, "bm25": False}  # the warm-up's run measures them
     for model in MODELS:
         values[model]["start"] = str(folder / WARMUP_ROW / "best" / model)
     own = {key: value for key, value in settings.systems[row].items() if key != "system"}
-    values |= copy.deepcopy(own)
-    for section, as_it_is in module.WARMED_UP.items():
-        values.setdefault(section, {}).update(as_it_is)
-    parsed = _parse(settings, row, values)
-    for section, steps in _share_out(settings.steps, parsed, module.own_training(parsed), row).items():
-        _inside(values, section)["steps"] = steps
-    return _parse(settings, row, values)
+    if warm := own.keys() & kind.warmed_up.keys():
+        raise ValueError(
+            f"systems.{row}: {min(warm)} is not for a comparison, which sets warmup_retriever and "
+            "warmup_reranker once for all systems"
+        )
+    parsed = _parse(settings, row, {**values, **own, **kind.warmed_up})
+    sections = kind.own_training(parsed)
+    for section, steps in _share_out(settings.steps, parsed, sections, row).items():
+        parsed = _replaced(parsed, section, steps=steps)
+    for section in {section.partition(".")[0] for section in sections}:
+        if hasattr(getattr(parsed, section), "first_query"):
+            parsed = _replaced(parsed, section, first_query=_warmup_queries(settings))
+    return parsed
+
+
+def _warmup_queries(settings: CompareSettings) -> int:
+    """How many the warm-up deals out: the rounds are to have others. Where it takes all, there are none."""
+    return sum(part.queries or 0 for part in (settings.warmup_retriever, settings.warmup_reranker))
 
 
 def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else copy.deepcopy(value)
+    return asdict(value) if is_dataclass(value) else value
 
 
 def _parse(settings: CompareSettings, row: str, values: Mapping[str, Any]) -> RunSettings:
@@ -108,17 +140,17 @@ def _parse(settings: CompareSettings, row: str, values: Mapping[str, Any]) -> Ru
     parser.add_class_arguments(kind, as_group=False)
     try:
         parsed = parser.instantiate_classes(parser.parse_object(copy.deepcopy(dict(values))))
+        return kind(**vars(parsed))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"systems.{row}: {error}") from None
-    return kind(**vars(parsed))
 
 
 def _share_out(steps: int, settings: RunSettings, sections: Sequence[str], row: str) -> dict[str, int]:
     """The steps of every section, as whole numbers that add up, a section counted as often as it is named."""
-    given = [_inside(settings, section).steps for section in sections]
-    weights = [1] * len(sections) if None in given else given
     if not sections:
         raise ValueError(f"systems.{row}: nothing is trained after the warm-up (rounds is 0)")
+    given = [attrgetter(section)(settings).steps for section in sections]
+    weights = [1] * len(sections) if None in given else given
     whole = sum(weights) // math.gcd(*weights)
     if steps % whole:
         parts = " + ".join(f"{weight} {section}" for section, weight in zip(sections, weights, strict=True))
@@ -130,12 +162,12 @@ def _share_out(steps: int, settings: RunSettings, sections: Sequence[str], row: 
     }
 
 
-def _inside(settings: Any, path: str) -> Any:
-    """The section at a dotted path; in a dictionary it is made if it is not there."""
-    for name in path.split("."):
-        is_dict = isinstance(settings, dict)
-        settings = settings.setdefault(name, {}) if is_dict else getattr(settings, name)
-    return settings
+def _replaced(settings: Any, path: str, **values: Any) -> Any:
+    """Settings with other values in the section at a dotted path."""
+    name, _, rest = path.partition(".")
+    inner = getattr(settings, name)
+    inner = _replaced(inner, rest, **values) if rest else replace(inner, **values)
+    return replace(settings, **{name: inner})
 
 
 # Results ------------------------------------------------------------------------------------------
@@ -148,10 +180,10 @@ def _report(settings: CompareSettings, runs: Runs) -> None:
     tables = [table for name in tests for table in _tables(settings, ordered, name)]
     text = "\n\n".join([*tables, *_dev_tables(settings, runs), _costs(runs)])
     if distributed.is_main():
-        write_text(Path(settings.output) / "report.md", text + "\n")
+        write_text(Path(settings.output) / REPORT, text + "\n")
         try:
             curves = {title: _curves(runs, model) for model, title in MODELS.items()}
-            report.plot_comparison(curves, warmup.measure, Path(settings.output) / "curves.png")
+            report.plot_comparison(curves, warmup.measure, Path(settings.output) / CURVES)
         except ImportError:
             warmup.say("curves.png is left out: it needs matplotlib (pip install matplotlib)")
     warmup.say(f"\n{text}\n")
@@ -183,13 +215,16 @@ def _dev_tables(settings: CompareSettings, runs: Runs) -> list[str]:
     split = runs[WARMUP_ROW].split(dev)
     for model, title in MODELS.items():
         rows = [
-            Row(f"{row}, {stage.title} ({steps} steps)", formats.read_run(run.dev_runs(stage.name)[model]))
+            Row(
+                WARMUP_ROW if row == WARMUP_ROW else f"{row}, {stage.title} ({steps} steps)",
+                formats.read_run(run.dev_runs(stage.name)[model]),
+            )
             for row, run in runs.items()
             for steps, stage in _measured(run, model)
             if steps or row == WARMUP_ROW
         ]
         over = " over the best of the warm-up's retriever" if model == "reranker" else ""
-        head = f"**{dev}** after every stage: {title}{over}"
+        head = f"**{dev}** after every stage, and so many steps after the warm-up: {title}{over}"
         tables.append(report.table(head, rows, split.qrels, settings.evaluation.measures))
     return tables
 
@@ -216,7 +251,7 @@ def _curves(runs: Runs, model: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def _costs(runs: Runs) -> str:
-    """What every row has computed after the warm-up."""
+    """About what every row has computed in the stages that trained."""
     rows = [("system", "steps", "texts trained on", "pairs trained on", "texts encoded", "pairs scored")]
     for row, run in runs.items():
         if row != WARMUP_ROW:
@@ -226,4 +261,4 @@ def _costs(runs: Runs) -> str:
                 for name in ("steps", "trained_texts", "trained_pairs", "encoded", "scored")
             ]
             rows.append((row, *(f"{count:,}" for count in counts)))
-    return "Computed after the warm-up:\n\n" + report.align(rows)
+    return "Computed after the warm-up, about:\n\n" + report.align(rows)

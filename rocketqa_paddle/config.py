@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_type_hints
 
 
 def at_least(minimum: float, **values: float | None) -> None:
@@ -278,6 +278,8 @@ class JointSettings(StageSettings):
     """Rounds of retrieve, build groups, train, evaluate."""
     queries: int | None = None
     """Training queries a round, other ones each round while there are any; all of them when empty."""
+    first_query: int = 0
+    """Deal out queries from this place of their shuffled order: those before it are others'."""
     retriever_rate: float = 1.0
     """Factor of the learning rate for the retriever's parameters."""
     groups: GroupSettings = field(default_factory=GroupSettings)
@@ -288,7 +290,7 @@ class JointSettings(StageSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, queries=self.queries)
-        at_least(0, rounds=self.rounds)
+        at_least(0, rounds=self.rounds, first_query=self.first_query)
         _positive(retriever_rate=self.retriever_rate)
 
 
@@ -547,8 +549,8 @@ class AdversarialLossSettings:
     temperature: float = 1.0
     """The re-ranker's scores are divided by this for the distillation."""
     normalization: Literal["released", "paper"] = "released"
-    """The adversarial term as the released code has it, summed over the batch of a process, or as the paper
-    writes it, the expected reward of a negative."""
+    """The adversarial term as the released code has it, summed over what a process takes at once
+    (`batch_size` / `accumulate`), or as the paper writes it, the expected reward of a negative."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.adversarial_weight <= 1:
@@ -564,6 +566,8 @@ class AdversarialSettings:
     """Rounds of train the re-ranker, train the retriever, retrieve."""
     queries: int | None = None
     """Training queries a round, other ones each round while there are any; all of them when empty."""
+    first_query: int = 0
+    """Deal out queries from this place of their shuffled order: those before it are others'."""
     reranker: StageSettings = field(
         default_factory=lambda: StageSettings(
             steps=500, optimizer=OptimizerSettings(learning_rate=1e-6, warmup_share=0.1)
@@ -583,7 +587,7 @@ class AdversarialSettings:
 
     def __post_init__(self) -> None:
         at_least(1, queries=self.queries)
-        at_least(0, rounds=self.rounds)
+        at_least(0, rounds=self.rounds, first_query=self.first_query)
 
 
 @dataclass(frozen=True)
@@ -618,6 +622,10 @@ WARMUP_ROW = "warm-up"
 class CompareSettings(RunSettings):
     """Everything that `rocketqa compare` reads."""
 
+    retriever: RetrieverSettings = field(default_factory=lambda: RetrieverSettings(shared=True))
+    """The dual encoder, by default of one tower, for PAIR needs that."""
+    depth: int = 50
+    """Candidates retrieved a query, from which the warm-up's re-ranker gets its negatives."""
     warmup_retriever: WarmupSettings = field(default_factory=WarmupSettings)
     """In-batch training of the retriever that all systems begin with."""
     warmup_reranker: RerankerWarmupSettings = field(default_factory=RerankerWarmupSettings)
@@ -634,20 +642,24 @@ class CompareSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, steps=self.steps)
+        at_least(1, steps=self.steps, depth=self.depth)
         if not self.systems:
             raise ValueError("systems is empty: name at least one, such as {AR2: {system: ar2}}")
         for row, settings in self.systems.items():
             self._check_system(row, settings)
         folders = [self.folder_name(row) for row in [WARMUP_ROW, *self.systems]]
         for row, folder in zip(self.systems, folders[1:], strict=True):
-            if not folder or folders.count(folder) > 1:
+            if not folder:
+                raise ValueError(f"systems.{row}: a name without a letter or digit: rename it")
+            if folders.count(folder) > 1:
                 raise ValueError(f"systems.{row}: another row needs the folder {folder!r}: rename it")
         if self.baseline not in (WARMUP_ROW, *self.systems):
             raise ValueError(f"baseline={self.baseline!r}, expected {WARMUP_ROW} or one of {[*self.systems]}")
 
     @staticmethod
     def _check_system(row: str, settings: dict[str, Any]) -> None:
+        if not isinstance(row, str):
+            raise ValueError(f"systems.{row}: the name is a number: put it in quotes")
         name = settings.get("system")
         if name not in [*SYSTEMS]:
             raise ValueError(f"systems.{row}: system={name!r}, expected one of {[*SYSTEMS]}")
@@ -656,11 +668,18 @@ class CompareSettings(RunSettings):
         for key in settings.keys() - {"system"} - own:
             where = "set it once for all systems" if key in common else f"{name} has {sorted(own)}"
             raise ValueError(f"systems.{row}: {key} is no setting of this system alone: {where}")
-        for key in own & settings.keys():
-            if not isinstance(settings[key], dict):
-                raise ValueError(f"systems.{row}: {key} is {settings[key]!r}, expected settings by name")
+        _check_sections(f"systems.{row}", SYSTEMS[name], settings)
 
     @staticmethod
     def folder_name(row: str) -> str:
         """Of a row's run, in the folder of the comparison."""
-        return re.sub(r"[^a-z0-9]+", "-", row.casefold()).strip("-")
+        return re.sub(r"[\W_]+", "-", row.casefold()).strip("-")
+
+
+def _check_sections(where: str, kind: type, values: dict[str, Any]) -> None:
+    """Refuse anything but names with values where a section of settings is expected, at any depth."""
+    for name, expected in get_type_hints(kind).items():
+        if name in values and is_dataclass(expected):
+            if not isinstance(values[name], dict):
+                raise ValueError(f"{where}: {name} is {values[name]!r}, expected settings by name")
+            _check_sections(f"{where}.{name}", expected, values[name])

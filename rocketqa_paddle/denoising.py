@@ -69,6 +69,8 @@ class DenoisingRun(Pipeline):
         """The first retriever, which searches for some query sets, and the re-ranker on its candidates."""
         s, r = self.first_retriever, self.first_reranker
         asked, listed = (self.draw_queries(0, settings.queries) for settings in (s, r))
+        if s.start and not asked:
+            self.check_as_it_is(s.start, f"{self._retriever}.start")
 
         def train_retriever() -> None:
             retriever = warmup.train_retriever(

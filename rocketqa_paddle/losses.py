@@ -120,7 +120,7 @@ def ar2_retriever(
         adversarial_weight: of the adversarial term; the distillation has the rest.
         temperature: the ranker's scores are divided by this for the distillation, not for the reward.
         normalization: `released`: the rewards of all passages of a list, the positive's too, times the
-            retriever's log-probabilities, summed over the whole batch, so that the term grows with it.
+            retriever's log-probabilities, summed over all groups given, so that the term grows with them.
             `paper`: the expected reward of a negative that the retriever draws, so each weighs with its
             probability among the negatives; averaged over the batch.
         eps: added to probabilities before their logarithm (`released` alone).
@@ -128,6 +128,9 @@ def ar2_retriever(
     Returns:
         `loss`, and its parts `distillation`, which is the cross entropy of the retriever's softmax under
         the ranker's, averaged over groups, and `adversarial` (both before their weights).
+
+    Raises:
+        ValueError: scores that are no lists with a negative, or of other lists; settings out of range.
     """
     _check_option("normalization", normalization, ("released", "paper"))
     _check_scores(retriever_scores, "retriever_scores")

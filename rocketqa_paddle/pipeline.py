@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rocketqa_paddle import (
     checkpoints,
@@ -57,6 +58,14 @@ class Pipeline(StagedRun):
     Raises:
         ValueError: the data do not hold together, or a measure is unknown. Before any long work.
     """
+
+    warmed_up: Mapping[str, Mapping[str, Any]] = {}
+    """Settings, by section, that take the start weights for warmed-up models."""
+
+    @staticmethod
+    def own_training(settings: RunSettings) -> Sequence[str]:
+        """Dotted paths of the settings of what is trained after the warm-up, one an occurrence."""
+        raise NotImplementedError
 
     def __init__(self, settings: RunSettings) -> None:
         measures = metrics.parse_measures(settings.evaluation.measures)
@@ -356,6 +365,7 @@ class Pipeline(StagedRun):
         if distributed.any_rank(not self._is_kept(retriever)):
             index = self._encode_corpus(retriever, "best: encode the corpus")
             self._save_best(best["retriever"], retriever, index)
+        self._note_best("retriever", best["retriever"])
         reranker = self.trained_model(best["reranker"], "reranker")
         self.save(reranker, folder / "reranker", f"{system}. {self._best_card(best['reranker'])}")
         self._note_best("reranker", best["reranker"])

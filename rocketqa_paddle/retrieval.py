@@ -160,6 +160,12 @@ class CorpusIndex:
     ) -> CorpusIndex:
         """The same, out of what `save` wrote.
 
+        Args:
+            folder: of the index.
+            checkpoint: the dual encoder.
+            passages: the whole corpus, the same on every rank.
+            batch_size: queries encoded together.
+
         Raises:
             FileNotFoundError: no whole index there.
             ValueError: it is damaged, of another retriever, or of another corpus.
@@ -201,7 +207,7 @@ class CorpusIndex:
         distributed.barrier()
         if distributed.is_main():
             with replacing(folder, marker="meta.json") as new:
-                vectors = (np.load(path) for path in sorted(parts.iterdir()))
+                vectors = (np.load(parts / f"{r:05d}.npy") for r in range(distributed.world_size()))
                 VectorIndex(vectors, list(self._passages), model).save(new)
                 write_texts(new, self._passages.values())
             shutil.rmtree(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from rocketqa_paddle import warmup
 from rocketqa_paddle.config import RerankerWarmupSettings, RunSettings, WarmupSettings
@@ -27,6 +27,7 @@ class _Rounds(Protocol):
 
     rounds: int
     queries: int | None
+    first_query: int
     groups: _Candidates
 
 
@@ -38,6 +39,11 @@ class RoundsRun(Pipeline):
         system: what it is called in reports.
         section: name of the settings of its rounds.
     """
+
+    warmed_up: Mapping[str, Mapping[str, Any]] = {
+        "warmup_retriever": {"queries": 0},
+        "warmup_reranker": {"queries": 0},
+    }
 
     def __init__(self, settings: RunSettings, *, system: str, section: str) -> None:
         super().__init__(settings)
@@ -53,7 +59,7 @@ class RoundsRun(Pipeline):
         """Deal out the training queries: each use takes the next ones, from the start again at the end."""
         uses = {"retriever": self._first_retriever.queries, "reranker": self._first_reranker.queries}
         self.queries: dict[str, Mapping[str, Query]] = {}
-        dealt = 0
+        dealt = self._per_round.first_query
         for use, count in {**uses, **dict.fromkeys(self.rounds, self._per_round.queries)}.items():
             self.queries[use] = self.draw_queries(dealt, count)
             dealt += len(self.queries[use])
@@ -128,9 +134,9 @@ class RoundsRun(Pipeline):
         pairs = []
         for model, titles in {"retriever": retrievers, "reranker": rerankers}.items():
             chosen = best[model]
-            if chosen not in self.rounds:
+            if self.rounds and chosen not in self.rounds:
                 name = model.replace("rer", "re-r")
-                notes.append(f"No round gave a better {name} on dev than the warm-up.")
+                notes.append(f"No round gave a better {name} on dev than the stage {chosen}.")
             compared = [chosen] if chosen in self.rounds else self.rounds[-1:]
             pairs += [(titles[stage], titles[WARMUP]) for stage in compared]
         self.report(lines, pairs, notes)

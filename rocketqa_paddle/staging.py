@@ -15,7 +15,7 @@ import paddle
 import yaml
 
 from rocketqa_paddle import dataset, distributed, plan, starting
-from rocketqa_paddle.checkpoints import CHECKPOINT_FILES, Checkpoint
+from rocketqa_paddle.checkpoints import CHECKPOINT_FILES, Checkpoint, describe
 from rocketqa_paddle.config import RunSettings
 from rocketqa_paddle.dataset import digest_records, digest_split
 from rocketqa_paddle.records import Query, Split
@@ -68,7 +68,8 @@ class StagedRun:
         return self._data.evaluated[name]
 
     def share_data(self, other: StagedRun) -> None:
-        """Let go of what was read, for another run's copy of the same: a corpus can fill the memory."""
+        """Let go of the data and start weights that were read, for another run's copy of the same data."""
+        self._starts.clear()
         self._data, self.passages = other._data, other.passages
         self.train_split, self.unlabelled = other.train_split, other.unlabelled
 
@@ -280,6 +281,27 @@ class StagedRun:
             dropout=s.dropout,
             use_recompute=s.recompute,
         )
+
+    def check_as_it_is(self, start: str, setting: str) -> None:
+        """Refuse a finished retriever that the run's settings would turn into another.
+
+        Raises:
+            ValueError: tells what differs.
+        """
+        theirs, ours = self._read_start(start), self.start_retriever(start)
+        if not isinstance(theirs, Checkpoint):
+            return
+        expected, given = ({**describe(c.network), **c.lengths} for c in (ours, theirs))
+        differ = [
+            f"{key} {given.get(key)}, not {value}"
+            for key, value in expected.items()
+            if given.get(key) != value
+        ]
+        if differ:
+            raise ValueError(
+                f"{setting}: {start} is to serve as it is, but has {'; '.join(differ)}: change the settings "
+                "of retriever, or train it further (queries)"
+            )
 
     def start_reranker(self) -> Checkpoint:
         """The cross encoder before any training."""

@@ -107,6 +107,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a safetensors file whole or not at all."""
     new = path.with_name(f".{path.name}.new")
     save_file(arrays, new)
+    _sync(new)
     new.replace(path)
 
 

@@ -395,14 +395,20 @@ class Trainer(Generic[Example]):
         self.log.rewind(self.stage, self.step)
 
     def _load_optimizer(self, path: Path) -> None:
-        moments = read_arrays(path)
+        try:
+            moments = read_arrays(path)
+        except ValueError as error:
+            raise ValueError(f"{error}: remove it, and the optimizer begins anew") from None
         names = {
             f"{name}.{moment}": f"{parameter.name}_{moment}"
             for name, parameter in self.parameters.items()
             for moment in _MOMENTS
         }
         if missing := names.keys() - moments.keys():
-            raise ValueError(f"{path}: not the state of this optimizer, {min(missing)} is missing: remove it")
+            raise ValueError(
+                f"{path}: not the state of this optimizer, {min(missing)} is missing: remove it, and it "
+                "begins anew"
+            )
         self.optimizer.set_state_dict(
             {theirs: paddle.to_tensor(moments[ours]) for ours, theirs in names.items()}
         )

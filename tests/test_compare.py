@@ -24,6 +24,7 @@ from rocketqa_paddle.config import (
     RunSettings,
 )
 from rocketqa_paddle.retrieval import CorpusIndex
+from rocketqa_paddle.systems.rocketqav2 import JointRun
 from rocketqa_paddle.trainer import Trainer
 
 FAST = {"learning_rate": 1e-3}
@@ -216,17 +217,21 @@ def test_the_report_holds_what_the_runs_give(whole):
 
 def test_dev_after_every_stage(whole):
     found = tables((folder_of(whole) / "report.md").read_text())
-    names = [row[0] for row in found["**dev** after every stage: retrievers"][1:]]
+    names = [
+        row[0]
+        for row in found["**dev** after every stage, and so many steps after the warm-up: retrievers"][1:]
+    ]
     assert names == [
-        "warm-up, warmed up (44 steps)",
+        "warm-up",
         *("RocketQAv2, round-001 (4 steps)", "RocketQAv2, round-002 (8 steps)"),
         *("AR2, round-001 (4 steps)", "AR2, round-002 (8 steps)"),
         *("RocketQA, step 3 (M_D1) (4 steps)", "RocketQA, step 4 (M_D2) (8 steps)"),
         *("PAIR, stage 1 (pre-training) (4 steps)", "PAIR, stage 2 (fine-tuning) (8 steps)"),
     ]
-    title = "**dev** after every stage: re-rankers over the best of the warm-up's retriever"
+    title = "**dev** after every stage, and so many steps after the warm-up: re-rankers"
+    title += " over the best of the warm-up's retriever"
     assert len(found[title]) == 1 + 1 + 2 + 2  # RocketQA and PAIR train none
-    costs = found["Computed after the warm-up:"]
+    costs = found["Computed after the warm-up, about:"]
     assert [row[:2] for row in costs[1:]] == [[row, "8"] for row in ROWS]
     texts = {row: int(cells[0].replace(",", "")) for row, _, *cells in costs[1:]}
     assert texts == {"RocketQAv2": 8 * 4 * 5, "AR2": 6 * 4 * 5, "RocketQA": 8 * 8 * 4, "PAIR": 8 * 8 * 4}
@@ -291,7 +296,7 @@ def test_two_processes(data, tmp_path):
         ({"systems": {"mine": {"system": ["ar2"]}}}, r"system=\['ar2'\], expected one of"),
         (
             {"systems": {"mine": {"system": "rocketqa", "step1": 3}}},
-            "systems.mine: step1 is 3, expected settings",
+            "systems.mine: step1 is 3, expected settings by name",
         ),
         ({"systems": {"mine": {"system": "ar2", "adversarial": None}}}, "adversarial is None"),
         (
@@ -309,7 +314,20 @@ def test_two_processes(data, tmp_path):
         ),
         ({"systems": {"AR2": {"system": "ar2"}, "ar2!": {"system": "ar2"}}}, "another row needs the folder"),
         ({"systems": {"Warm up": {"system": "ar2"}}}, "another row needs the folder 'warm-up'"),
-        ({"systems": {"::": {"system": "ar2"}}}, "another row needs the folder"),
+        ({"systems": {"::": {"system": "ar2"}}}, "a name without a letter or digit"),
+        ({"systems": {1: {"system": "ar2"}}}, "systems.1: the name is a number"),
+        (
+            {"systems": {"mine": {"system": "ar2", "adversarial": {"reranker": None}}}},
+            "systems.mine.adversarial: reranker is None, expected settings by name",
+        ),
+        (
+            {"systems": {"mine": {"system": "ar2", "cloze": {"passages": 9}}}},
+            "systems.mine: cloze is not for a comparison",
+        ),
+        (
+            {"systems": {"mine": {"system": "rocketqa", "step2": {"queries": 7}}}},
+            "systems.mine: step2 is not for a comparison",
+        ),
         ({"baseline": "BM25"}, "baseline='BM25', expected warm-up or one of"),
         ({"steps": 0}, "steps=0"),
         ({"steps": 10}, "systems.AR2: steps=10 cannot be shared out .* a multiple of 8"),
@@ -326,6 +344,55 @@ def test_wrong_settings_are_refused(data, tmp_path, monkeypatch, changes, messag
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("joint", "error", "message"),
+    [
+        ({"groups": {"file": "nowhere.tsv"}}, FileNotFoundError, "^Mine: .*nowhere.tsv"),
+        ({"groups": {"negatives": 60, "depth": 70}}, ValueError, "^Mine: 60 negatives a group"),
+    ],
+)
+def test_a_row_that_cannot_be_is_told_before_the_warm_up(data, tmp_path, monkeypatch, joint, error, message):
+    forbid(monkeypatch, (Trainer, "fit"), (CorpusIndex, "__init__"), (retrieval, "_infer"))
+    settings = make(tmp_path / "run", data, systems={"Mine": {"system": "rocketqav2", "joint": joint}})
+    with pytest.raises(error, match=message):
+        compare.compare(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_row_of_another_system_is_told_before_the_warm_up(whole, monkeypatch):
+    forbid(monkeypatch, (Trainer, "fit"), (CorpusIndex, "__init__"), (retrieval, "_infer"))
+    rows = {**ROWS, "AR2": ROWS["RocketQAv2"]}
+    with pytest.raises(ValueError, match="^AR2: .*a run of another system"):
+        compare.compare(dataclasses.replace(whole, systems=rows))
+
+
+def test_rounds_get_queries_that_the_warm_up_had_not(data, tmp_path):
+    """25 labelled queries: 8 and 4 for the warm-up, the next ones for the rounds."""
+    warm = {
+        name: dataclasses.replace(getattr(make(tmp_path, data), name), queries=count)
+        for name, count in {"warmup_retriever": 8, "warmup_reranker": 4}.items()
+    }
+    rows = {
+        "RocketQAv2": {"system": "rocketqav2", "joint": {**ROWS["RocketQAv2"]["joint"], "queries": 6}},
+        "AR2": {"system": "ar2", "adversarial": {**ROWS["AR2"]["adversarial"], "queries": 6}},
+    }
+    settings = make(tmp_path / "run", data, systems=rows, **warm)
+    first = JointRun(compare._warmup_settings(settings))
+    used = {*first.queries["retriever"], *first.queries["reranker"]}
+    assert len(used) == 12
+    for row in rows:
+        run = compare.RUNS[rows[row]["system"]](compare._system_settings(settings, row))
+        dealt = [set(run.queries[stage]) for stage in run.rounds]
+        assert [len(part) for part in dealt] == [6, 6]
+        assert not used & set.union(*dealt)
+        assert not dealt[0] & dealt[1]
+
+
+def test_the_folder_of_a_row(data):
+    assert CompareSettings.folder_name("AR2, the paper's equation") == "ar2-the-paper-s-equation"
+    assert CompareSettings.folder_name("对比 AR2") == "对比-ar2"
+
+
 def test_the_folder_of_a_run_is_refused(whole):
     with pytest.raises(ValueError, match="another system, or version, began this folder"):
         compare.compare(dataclasses.replace(whole, output=str(folder(whole, "AR2"))))
@@ -334,7 +401,7 @@ def test_the_folder_of_a_run_is_refused(whole):
 def test_a_system_that_cannot_be_trained_is_named(data, tmp_path):
     hopeless = {**ROWS["RocketQA"], "denoising": {**DENOISING, "negative_below": 1e-6}}
     settings = make(tmp_path / "run", data, systems={"Mine": hopeless})
-    with pytest.raises(ValueError, match="systems.Mine: no candidate has a probability below 1e-06"):
+    with pytest.raises(ValueError, match="^Mine: no candidate has a probability below 1e-06"):
         compare.compare(settings)
 
 
@@ -346,13 +413,18 @@ def test_without_unlabelled_queries_rocketqa_spends_all_on_step_3(data, tmp_path
 
 def test_the_default_compares_all_four(data, tmp_path):
     settings = CompareSettings(output=str(tmp_path), data=DataSettings(folder=str(data)), steps=400)
+    for row, entry in settings.systems.items():
+        assert type(compare._system_settings(settings, row)) is SYSTEMS[entry["system"]]
     assert {entry["system"] for entry in settings.systems.values()} == set(SYSTEMS)
     steps = compare._system_settings(settings, "ar2").adversarial
     assert (steps.rounds, steps.reranker.steps, steps.retriever.steps) == (10, 10, 30)
 
 
 def test_the_command_line(tmp_path, capsys):
-    (tmp_path / "my.yaml").write_text("output: out\ndata: {folder: nowhere}\nsystems: {A: {system: ar2}}\n")
+    output = tmp_path / "out"
+    (tmp_path / "my.yaml").write_text(
+        f"output: {output}\ndata: {{folder: nowhere}}\nsystems: {{A: {{system: ar2}}}}\n"
+    )
     with pytest.raises(SystemExit) as stopped:
         cli.main(["compare", "--config", str(tmp_path / "my.yaml"), "--steps", "40"])
     assert stopped.value.code == 2
@@ -362,6 +434,7 @@ def test_the_command_line(tmp_path, capsys):
         .splitlines()[-1]
         .startswith("rocketqa: nowhere: expected a collection")
     )
+    assert not output.exists()
     with pytest.raises(SystemExit):
         cli.parse(["compare", "--help"])
     assert "--baseline" in capsys.readouterr().out

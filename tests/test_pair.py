@@ -285,7 +285,8 @@ def test_a_finished_retriever_is_the_teacher(whole, tmp_path, monkeypatch, capsy
         original(self, checkpoint, *rest, **keywords)
 
     monkeypatch.setattr(CorpusIndex, "__init__", spy)
-    run = pair.train(settings)
+    pair.train(settings)
+    run = pair.PairRun(settings)
     assert digest(settings, "teacher_retriever") == teacher.digest()
     assert teacher.digest() not in encoded
     assert f"as it is in {tmp_path / 'theirs' / 'index'}" in capsys.readouterr().out
@@ -302,3 +303,13 @@ def test_a_finished_retriever_is_the_teacher(whole, tmp_path, monkeypatch, capsy
     stage = {stage.name: stage for stage in pair.PairRun(moved).stages()}["teacher_retriever"]
     changes = run.ledger.state(stage, {}).changes
     assert list(changes.values()) == ["start weights of the stage changed"]
+
+
+def test_a_finished_retriever_that_the_settings_would_change_is_refused(whole, tmp_path):
+    start = str(folder_of(whole) / "finetuning" / "retriever")
+    settings = change(begin(whole, tmp_path / "run"), "teacher_retriever", start=start, queries=0)
+    settings = change(settings, "retriever", pooling="cls", passage_length=16)
+    with pytest.raises(
+        ValueError, match="teacher_retriever.start: .* has pooling mean, not cls; passage 20, not 16: change"
+    ):
+        pair.train(settings)

@@ -33,29 +33,25 @@ CLOZE = "cloze"
 Model = Literal["reranker", "retriever"]
 
 
-WARMED_UP = {"warmup_retriever": {"queries": 0}, "warmup_reranker": {"queries": 0}}
-"""Settings that take the start weights for warmed-up models."""
-
-
-def train(settings: AR2Settings, selection: Selection = ALL) -> AR2Run:
+def train(settings: AR2Settings, selection: Selection = ALL) -> None:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
     run = AR2Run(settings)
     run.run(run.stages(), run.complete, selection)
-    return run
-
-
-def own_training(settings: AR2Settings) -> Sequence[str]:
-    """The settings of what is trained after the warm-up, in order."""
-    return ["adversarial.reranker", "adversarial.retriever"] * settings.adversarial.rounds
 
 
 class AR2Run(RoundsRun):
     """One run of AR2."""
 
     settings: AR2Settings
+    warmed_up = {**RoundsRun.warmed_up, "cloze": {"passages": 0}}
 
     def __init__(self, settings: AR2Settings) -> None:
         super().__init__(settings, system="AR2", section="adversarial")
+
+    @staticmethod
+    def own_training(settings: AR2Settings) -> Sequence[str]:
+        """Dotted paths of the settings of what is trained after the warm-up, one an occurrence."""
+        return ["adversarial.reranker", "adversarial.retriever"] * settings.adversarial.rounds
 
     def stages(self) -> list[Stage]:
         """The start weights measured, inverse cloze if it is asked for, the warm-up, the rounds."""
@@ -90,6 +86,10 @@ class AR2Run(RoundsRun):
         groups = list(inverse_cloze(passages, keep=s.keep, seed=self.settings.seed))
         left_out = len(passages) - len(groups)
         self.say(f"{CLOZE}: {len(groups)} groups; {left_out} passages left out (a single sentence)")
+        if not groups:
+            raise ValueError(
+                f"{CLOZE}: none of {len(passages)} passages has two sentences: set cloze.passages=0"
+            )
         return groups
 
     def round_stage(self, before: str, stage: str, searches: QuerySets) -> Stage:

@@ -19,30 +19,29 @@ from rocketqa_paddle.warmup import training_work
 _TEACHERS = ("teacher_retriever", "teacher_reranker")
 
 
-WARMED_UP = {"teacher_retriever": {"queries": 0}, "teacher_reranker": {"queries": 0, "loss": "list"}}
-"""Settings that take the start weights for warmed-up models, the re-ranker for one trained on lists."""
-
-
-def train(settings: PairSettings, selection: Selection = ALL) -> PairRun:
+def train(settings: PairSettings, selection: Selection = ALL) -> None:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
     run = PairRun(settings)
     run.run(run.stages(), run.complete, selection)
-    return run
-
-
-def own_training(settings: PairSettings) -> Sequence[str]:
-    """The settings of what is trained after the warm-up, in order."""
-    return ["pretraining", "finetuning"]
 
 
 class PairRun(DenoisingRun):
     """One run of PAIR."""
 
     settings: PairSettings
+    warmed_up = {
+        "teacher_retriever": {"queries": 0},
+        "teacher_reranker": {"queries": 0, "loss": "list"},
+    }
 
     def __init__(self, settings: PairSettings) -> None:
         retriever, reranker = _TEACHERS
         super().__init__(settings, system="PAIR", retriever=retriever, reranker=reranker)
+
+    @staticmethod
+    def own_training(settings: PairSettings) -> Sequence[str]:
+        """Dotted paths of the settings of what is trained after the warm-up, one an occurrence."""
+        return ["pretraining", "finetuning"]
 
     def stages(self) -> list[Stage]:
         """The teachers, then the two stages of the paper."""

@@ -15,29 +15,26 @@ from rocketqa_paddle.records import Group
 from rocketqa_paddle.stages import ALL, Selection, Stage
 from rocketqa_paddle.warmup import training_work
 
-WARMED_UP = {"step1": {"queries": 0}, "step2": {"queries": 0, "loss": "list"}}
-"""Settings that take the start weights for warmed-up models, the re-ranker for one trained on lists."""
 
-
-def train(settings: RocketQASettings, selection: Selection = ALL) -> RocketQARun:
+def train(settings: RocketQASettings, selection: Selection = ALL) -> None:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
     run = RocketQARun(settings)
     run.run(run.stages(), run.complete, selection)
-    return run
-
-
-def own_training(settings: RocketQASettings) -> Sequence[str]:
-    """The settings of what is trained after the warm-up, in order."""
-    return ["step3", "step4"] if settings.data.unlabelled else ["step3"]
 
 
 class RocketQARun(DenoisingRun):
     """One run of RocketQA. Without unlabelled queries it ends with step 3."""
 
     settings: RocketQASettings
+    warmed_up = {"step1": {"queries": 0}, "step2": {"queries": 0, "loss": "list"}}
 
     def __init__(self, settings: RocketQASettings) -> None:
         super().__init__(settings, system="RocketQA", retriever="step1", reranker="step2")
+
+    @staticmethod
+    def own_training(settings: RocketQASettings) -> Sequence[str]:
+        """Dotted paths of the settings of what is trained after the warm-up, one an occurrence."""
+        return ["step3", "step4"] if settings.data.unlabelled else ["step3"]
 
     def stages(self) -> list[Stage]:
         """The steps of the paper."""

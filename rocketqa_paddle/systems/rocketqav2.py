@@ -29,20 +29,10 @@ from rocketqa_paddle.warmup import training_work
 _DECISIVE = tuple(f"joint.{field.name}" for field in fields(JointSettings) if field.name != "rounds")
 
 
-WARMED_UP = {"warmup_retriever": {"queries": 0}, "warmup_reranker": {"queries": 0}}
-"""Settings that take the start weights for warmed-up models."""
-
-
-def train(settings: RocketQAv2Settings, selection: Selection = ALL) -> JointRun:
+def train(settings: RocketQAv2Settings, selection: Selection = ALL) -> None:
     """Run the whole system in `settings.output`, or go on where it was stopped."""
     run = JointRun(settings)
     run.run(run.stages(), run.complete, selection)
-    return run
-
-
-def own_training(settings: RocketQAv2Settings) -> Sequence[str]:
-    """The settings of what is trained after the warm-up, in order."""
-    return ["joint"] * settings.joint.rounds
 
 
 class JointRun(RoundsRun):
@@ -54,6 +44,11 @@ class JointRun(RoundsRun):
         super().__init__(settings, system="RocketQAv2", section="joint")
         if lists := settings.joint.groups.file:
             formats.read_training_groups(lists)  # raises now, not after hours, if it cannot be read
+
+    @staticmethod
+    def own_training(settings: RocketQAv2Settings) -> Sequence[str]:
+        """Dotted paths of the settings of what is trained after the warm-up, one an occurrence."""
+        return ["joint"] * settings.joint.rounds
 
     def stages(self) -> list[Stage]:
         """The start weights measured, the warm-up, the rounds."""
