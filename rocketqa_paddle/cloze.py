@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from rocketqa_paddle.records import Group, Passage, Query
 
 # Behind . ! ? and a space, or behind the full stops of Chinese, which no space follows.
+_SHORTEST = 10  # characters of a query: less is an initial, a number, a heading
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 
 
@@ -23,7 +24,7 @@ def sentences(text: str) -> list[str]:
 def inverse_cloze(passages: Iterable[Passage], *, keep: float, seed: int) -> Iterator[Group]:
     """A sentence of a passage, drawn at random, is a query; the rest of the passage is its positive.
 
-    A passage of one sentence gives none.
+    A passage of one sentence, or of very short ones, gives none.
 
     Args:
         passages: one group each.
@@ -34,8 +35,9 @@ def inverse_cloze(passages: Iterable[Passage], *, keep: float, seed: int) -> Ite
     draw = random.Random(seed)
     for passage in passages:
         parts = sentences(passage.text)
-        if len(parts) < 2:
+        askable = [place for place, part in enumerate(parts) if len(part) >= _SHORTEST]
+        if len(parts) < 2 or not askable:
             continue
-        asked = parts.pop(draw.randrange(len(parts)))
+        asked = parts.pop(draw.choice(askable))
         text = passage.text if draw.random() < keep else " ".join(parts)
         yield Group(Query(passage.id, asked), (Passage(passage.id, passage.title, text),), (1,), "cloze")

@@ -82,8 +82,10 @@ def _named(row: str) -> Iterator[None]:
     """Errors tell whose they are."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{row}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{row}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{row}: {error}") from error
 
 
 # Settings of the runs -----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from rocketqa_paddle.report import Row
 from rocketqa_paddle.retrieval import CorpusIndex
 from rocketqa_paddle.stages import Stage, Work
 from rocketqa_paddle.staging import QuerySets, StagedRun
-from rocketqa_paddle.storage import read_json, replacing, write_json, write_text
+from rocketqa_paddle.storage import read_json, replacing, sync, write_json, write_text
 from rocketqa_paddle.trainer import Leg, Loss, Trainer
 
 START = "start"
@@ -164,6 +164,7 @@ class Pipeline(StagedRun):
             if distributed.is_main():
                 new = stack.enter_context(replacing(folder / "retriever", marker=checkpoints.CONFIG))
                 checkpoints.write(retriever, new, card)
+                sync(new)  # the long part, so that the two renames follow each other at once
             index.save(folder / "index", retriever.digest())
         self._note_best("retriever", stage)
 
@@ -398,7 +399,8 @@ class Pipeline(StagedRun):
         if distributed.is_main():
             write_text(self.folder / "report.md", text + "\n")
             try:
-                report.plot_curves(self.log.read(), self.folder / "curves.png")
+                rows = [row for row in self.log.read() if row["stage"].split()[0] in self.done]
+                report.plot_curves(rows, self.folder / "curves.png")
             except ImportError:
                 self.say("curves.png is left out: it needs matplotlib (pip install matplotlib)")
         self.say(f"\n{text}\n")

@@ -45,7 +45,8 @@ def table(
 
 def _difference(ours: Row, baseline: Row, qrels: Qrels, measure: str) -> str:
     result = metrics.compare(qrels, ours.run, baseline.run, measure)
-    return f"{result.difference:+.3f} (p = {result.p_value:.2g})"
+    p = f" (p = {result.p_value:.2g})" if result.queries > 1 else ""
+    return f"{result.difference:+.3f}{p}"
 
 
 def _cell(value: float, best: float) -> str:

@@ -153,7 +153,7 @@ class Ledger:
         record, decisive = self._read(stage.name), _decisive(stage, before)
         if not record:
             folder = self.folder / stage.name
-            if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+            if folder.is_file() or (folder.is_dir() and any(p.name[0] != "." for p in folder.iterdir())):
                 raise ValueError(f"{folder} is not a stage's (it has no stage.json): choose another --output")
             return State("new", decisive)
         if changes := _changes(record["decisive"], decisive):

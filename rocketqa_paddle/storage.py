@@ -43,13 +43,18 @@ def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
     yield new
-    for path in (*new.rglob("*"), new):
-        _sync(path)
+    sync(new)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Wait until all of a folder is on the disk; quick where it is already."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 def whole(folder: str | Path) -> Path:
@@ -87,8 +92,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object so that people can read it, too."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    """Write an object, whole or not at all, so that people can read it, too."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ def test_the_query_is_a_sentence_and_the_positive_has_the_others():
         assert len(rest) == 3
         assert positive.text == " ".join(rest)
         asked.add(group.query.text)
-    assert asked == set(sentences(TEXT))
+    assert asked == set(sentences(TEXT)) - {"Dogs do."}  # too short to ask with
 
 
 def test_a_share_of_the_passages_keeps_the_sentence():
@@ -51,7 +51,12 @@ def test_a_share_of_the_passages_keeps_the_sentence():
 
 
 def test_a_passage_of_one_sentence_gives_no_group():
-    short = [Passage("p1", "", "One sentence."), Passage("p2", "", "   "), *passages(1)]
+    short = [
+        Passage("p1", "", "One sentence."),
+        Passage("p2", "", "   "),
+        Passage("p3", "", "A. B. C."),
+        *passages(1),
+    ]
     assert [group.query.id for group in inverse_cloze(short, keep=0.0, seed=1)] == ["p0"]
 
 
