@@ -200,7 +200,7 @@ def _build(config: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> Du
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a checkpoint of this project."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not there; expected a checkpoint folder, as `rocketqa train` saves it"
@@ -217,7 +217,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether `folder` says that it is a checkpoint of this project."""
-    path = whole(folder) / "config.json"
+    path = whole(folder) / CONFIG
     return path.is_file() and "format_version" in read_json(path)
 
 

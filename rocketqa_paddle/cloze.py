@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from rocketqa_paddle.records import Group, Passage, Query
 
-# Behind . ! ? and a space, or behind the full stops of Chinese, which no space follows.
 _SHORTEST = 10  # characters of a query: less is an initial, a number, a heading
+# Behind . ! ? and a space, or behind the full stops of Chinese, which no space follows.
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 
 

@@ -25,6 +25,13 @@ def _share(**values: float) -> None:
             raise ValueError(f"{name}={value}, expected 0 or more and less than 1")
 
 
+def _unit(**values: float) -> None:
+    """Refuse a setting outside [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value}, expected 0 to 1")
+
+
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
@@ -159,8 +166,7 @@ class OptimizerSettings:
         at_least(0, learning_rate=self.learning_rate)
         _positive(clip_norm=self.clip_norm)
         _share(weight_decay=self.weight_decay)
-        if not 0 <= self.warmup_share <= 1:
-            raise ValueError(f"warmup_share={self.warmup_share}, expected 0 to 1")
+        _unit(warmup_share=self.warmup_share)
 
 
 @dataclass(frozen=True)
@@ -481,8 +487,7 @@ class PretrainingSettings(ContrastiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha}, expected 0 to 1")
+        _unit(alpha=self.alpha)
 
 
 @dataclass(frozen=True)
@@ -523,8 +528,7 @@ class ClozeSettings(StageSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(0, passages=self.passages)
-        if not 0 <= self.keep <= 1:
-            raise ValueError(f"keep={self.keep}, expected 0 to 1")
+        _unit(keep=self.keep)
 
 
 @dataclass(frozen=True)
@@ -553,8 +557,7 @@ class AdversarialLossSettings:
     (`batch_size` / `accumulate`), or as the paper writes it, the expected reward of a negative."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.adversarial_weight <= 1:
-            raise ValueError(f"adversarial_weight={self.adversarial_weight}, expected 0 to 1")
+        _unit(adversarial_weight=self.adversarial_weight)
         _positive(temperature=self.temperature)
 
 

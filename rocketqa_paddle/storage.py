@@ -47,14 +47,14 @@ def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    _sync(folder.parent)
+    _fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:
     """Wait until all of a folder is on the disk; quick where it is already."""
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
+        _fsync(path)
 
 
 def whole(folder: str | Path) -> Path:
@@ -68,7 +68,7 @@ def _beside(folder: Path, kind: str) -> Path:
     return folder.with_name(f".{folder.name}.{kind}")
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -112,7 +112,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a safetensors file whole or not at all."""
     new = path.with_name(f".{path.name}.new")
     save_file(arrays, new)
-    _sync(new)
+    _fsync(new)
     new.replace(path)
 
 

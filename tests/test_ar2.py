@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import sys
 
 import numpy as np
-import paddle
 import pytest
 import toy
 import yaml
 from test_rocketqa import change, forbid
-from test_rocketqav2 import begin, check_best, folder_of, kill_at, outcome
+from test_rocketqav2 import check_best, folder_of, kill_at, outcome, stop_and_go_on, stop_at
 
 from rocketqa_paddle import checkpoints, formats, losses, pipeline, retrieval
 from rocketqa_paddle.config import (
@@ -33,7 +30,7 @@ from rocketqa_paddle.config import (
 from rocketqa_paddle.retrieval import CorpusIndex
 from rocketqa_paddle.stages import Selection
 from rocketqa_paddle.systems import ar2
-from rocketqa_paddle.trainer import Stopped, Trainer, learning_rate
+from rocketqa_paddle.trainer import Trainer, learning_rate
 
 STAGES = ["start", "warm-up", "round-001", "round-002"]
 TRAININGS = [f"{stage} {model}" for stage in STAGES[2:] for model in ("reranker", "retriever")]
@@ -297,24 +294,13 @@ def test_a_corpus_without_sentences_trains_nothing(data, tmp_path):
 # Stopped and started again ------------------------------------------------------------------------
 
 
-def stop_in_round_2(monkeypatch):
-    """SIGTERM in the second of the retriever's steps of round 2; the trainer saves and stops."""
-    original, calls = losses.ar2_retriever, []
-
-    def ar2_retriever(*scores, **settings):
-        calls.append(1)
-        if len(calls) == STEPS["retriever"] + 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*scores, **settings)
-
-    monkeypatch.setattr(losses, "ar2_retriever", ar2_retriever)
-    return Stopped
-
-
 @pytest.mark.parametrize(
     "stop",
     [
-        pytest.param(stop_in_round_2, id="SIGTERM in the retriever's steps of round 2"),
+        pytest.param(
+            stop_at(losses, "ar2_retriever", STEPS["retriever"] + 2),
+            id="SIGTERM in the retriever's steps of round 2",
+        ),
         pytest.param(kill_at(Trainer, "_take_step", 10, "before"), id="killed in the ranker's steps"),
         pytest.param(kill_at(Trainer, "fit", 3, "after"), id="killed before the ranker is saved"),
         pytest.param(kill_at(Trainer, "fit", 4, "after"), id="killed before the retriever is saved"),
@@ -323,15 +309,7 @@ def stop_in_round_2(monkeypatch):
     ],
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, monkeypatch, stop):
-    settings = begin(whole, tmp_path / "run")
-    paddle.seed(12345)
-    with monkeypatch.context() as patch, pytest.raises(stop(patch)):
-        ar2.train(settings)
-    assert not (tmp_path / "run" / "report.md").exists()
-    paddle.seed(54321)  # a new process
-    ar2.train(settings)
-    check_best(settings)
-    assert outcome(settings) == outcome(whole)
+    stop_and_go_on(ar2, whole, tmp_path / "run", monkeypatch, stop)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [(row["stage"], row["step"]) for row in rows if "loss" in row]
     assert len(steps) == len(set(steps))

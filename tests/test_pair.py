@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
-import signal
 import sys
 from collections import Counter
 
@@ -15,7 +13,7 @@ import pytest
 import toy
 import yaml
 from test_rocketqa import FAST, RERANKER, RETRIEVER, change, forbid, logged, measured, sections, table
-from test_rocketqav2 import begin, check_best, folder_of, outcome
+from test_rocketqav2 import begin, check_best, folder_of, outcome, stop_at
 
 from rocketqa_paddle import checkpoints, contrastive, formats, losses, pipeline, retrieval
 from rocketqa_paddle.config import (
@@ -30,7 +28,7 @@ from rocketqa_paddle.index import VectorIndex
 from rocketqa_paddle.retrieval import CorpusIndex
 from rocketqa_paddle.stages import Selection
 from rocketqa_paddle.systems import pair
-from rocketqa_paddle.trainer import Stopped, Trainer
+from rocketqa_paddle.trainer import Trainer
 
 STAGES = ["teacher_retriever", "teacher_reranker", "pretraining", "finetuning"]
 LAMB = OptimizerSettings(learning_rate=1e-2, algorithm="lamb")
@@ -195,17 +193,10 @@ def test_starting_again_computes_nothing(whole, monkeypatch):
 def test_lamb_goes_on_as_if_never_stopped(whole, tmp_path, monkeypatch, step):
     """SIGTERM in pre-training, the stage that LAMB trains; parameters, moments and their powers come back."""
     settings = begin(whole, tmp_path / "run")
-    original, calls = losses.pair, []
-
-    def stop(*vectors, **keywords):
-        calls.append(1)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*vectors, **keywords)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match=f"step {step} of 4"):
-        patch.setattr(losses, "pair", stop)
-        pair.train(settings)
+    with monkeypatch.context() as patch:
+        stopped = stop_at(losses, "pair", step)(patch)
+        with pytest.raises(stopped, match=f"step {step} of 4"):
+            pair.train(settings)
     paddle.seed(54321)  # a new process
     pair.train(settings)
     assert outcome(settings) == outcome(whole)

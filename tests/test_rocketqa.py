@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
 import sys
 
 import numpy as np
-import paddle
 import pytest
 import toy
 import yaml
-from test_rocketqav2 import begin, check_best, folder_of, kill_at, outcome
+from test_rocketqav2 import check_best, folder_of, kill_at, outcome, stop_and_go_on, stop_at
 
 from rocketqa_paddle import checkpoints, formats, losses, metrics, mining, pipeline, retrieval
 from rocketqa_paddle.config import (
@@ -35,7 +32,7 @@ from rocketqa_paddle.retrieval import CorpusIndex
 from rocketqa_paddle.stages import Selection
 from rocketqa_paddle.storage import locked
 from rocketqa_paddle.systems import rocketqa
-from rocketqa_paddle.trainer import Stopped, Trainer
+from rocketqa_paddle.trainer import Trainer
 
 STEPS = ["step1", "step2", "step3", "step4"]
 RETRIEVERS = ["step1", "step3", "step4"]
@@ -262,24 +259,10 @@ def test_starting_again_computes_nothing(whole, monkeypatch):
     assert (folder_of(whole) / "metrics.jsonl").read_text() == log
 
 
-def stop_in_step3(monkeypatch):
-    """SIGTERM in the second training step of step 3; the trainer saves and stops."""
-    original, calls = losses.in_batch, []
-
-    def in_batch(*vectors):
-        calls.append(1)
-        if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*vectors)
-
-    monkeypatch.setattr(losses, "in_batch", in_batch)
-    return Stopped
-
-
 @pytest.mark.parametrize(
     "stop",
     [
-        pytest.param(stop_in_step3, id="SIGTERM in step 3"),
+        pytest.param(stop_at(losses, "in_batch", 6), id="SIGTERM in step 3"),
         pytest.param(kill_at(formats, "write_run_tsv", 2, "after"), id="killed between hits files"),
         pytest.param(kill_at(formats, "write_run_tsv", 5, "before"), id="killed scoring candidates"),
         pytest.param(kill_at(checkpoints, "save", 4, "after"), id="killed after step 3 is saved"),
@@ -288,15 +271,7 @@ def stop_in_step3(monkeypatch):
     ],
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, monkeypatch, stop):
-    settings = begin(whole, tmp_path / "run")
-    paddle.seed(12345)
-    with monkeypatch.context() as patch, pytest.raises(stop(patch)):
-        rocketqa.train(settings)
-    assert not (tmp_path / "run" / "report.md").exists()
-    paddle.seed(54321)  # a new process
-    rocketqa.train(settings)
-    check_best(settings)
-    assert outcome(settings) == outcome(whole)
+    settings = stop_and_go_on(rocketqa, whole, tmp_path / "run", monkeypatch, stop)
     assert logged(settings) == logged(whole)
     assert not (tmp_path / "run" / "last").exists()
 

@@ -238,18 +238,22 @@ class Killed(BaseException):
     """No `except` or `finally` of the program shall mistake this for an error."""
 
 
-def stop_in_round_2(monkeypatch):
-    """SIGTERM in the second joint step of round 2; the trainer saves and stops."""
-    original, calls = losses.joint_distillation, []
+def stop_at(owner, name: str, number: int):
+    """SIGTERM in a call of a loss; the trainer finishes the step, saves and stops."""
 
-    def joint_distillation(*scores, **settings):
-        calls.append(1)
-        if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*scores, **settings)
+    def prepare(monkeypatch):
+        original, calls = getattr(owner, name), []
 
-    monkeypatch.setattr(losses, "joint_distillation", joint_distillation)
-    return Stopped
+        def stopping(*arguments, **keywords):
+            calls.append(1)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, stopping)
+        return Stopped
+
+    return prepare
 
 
 def kill_at(owner, name: str, number: int, when: str):
@@ -280,10 +284,24 @@ def begin(whole, folder):
     return dataclasses.replace(whole, output=str(folder))
 
 
+def stop_and_go_on(system, whole, folder, monkeypatch, stop):
+    """Stop a run of `whole`'s settings, start it again as another process would, and compare the outcomes."""
+    settings = begin(whole, folder)
+    paddle.seed(12345)
+    with monkeypatch.context() as patch, pytest.raises(stop(patch)):
+        system.train(settings)
+    assert not (folder / "report.md").exists()
+    paddle.seed(54321)
+    system.train(settings)
+    check_best(settings)
+    assert outcome(settings) == outcome(whole)
+    return settings
+
+
 @pytest.mark.parametrize(
     "stop",
     [
-        pytest.param(stop_in_round_2, id="SIGTERM in round 2"),
+        pytest.param(stop_at(losses, "joint_distillation", 6), id="SIGTERM in round 2"),
         pytest.param(kill_at(Trainer, "_take_step", 7, "before"), id="killed warming up the re-ranker"),
         pytest.param(kill_at(formats, "write_run_tsv", 3, "after"), id="killed between two runs"),
         pytest.param(kill_at(checkpoints, "save", 5, "after"), id="killed between two checkpoints"),
@@ -291,15 +309,7 @@ def begin(whole, folder):
     ],
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, monkeypatch, stop):
-    settings = begin(whole, tmp_path / "run")
-    paddle.seed(12345)
-    with monkeypatch.context() as patch, pytest.raises(stop(patch)):
-        rocketqav2.train(settings)
-    assert not (tmp_path / "run" / "report.md").exists()
-    paddle.seed(54321)  # a new process
-    rocketqav2.train(settings)
-    check_best(settings)
-    assert outcome(settings) == outcome(whole)
+    stop_and_go_on(rocketqav2, whole, tmp_path / "run", monkeypatch, stop)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     steps = [(row["stage"], row["step"]) for row in rows if "loss" in row]
     assert len(steps) == len(set(steps))
