@@ -81,9 +81,11 @@ class VectorIndex:
         import faiss
 
         folder = Path(folder)
-        faiss.write_index(self._index, str(folder / "index.faiss"))
         if bad := next((i for i in self.ids if "\n" in i or "\r" in i), None):
             raise ValueError(f"passage id {bad!r} has a line end in it, which an index cannot keep")
+        new = folder / ".index.faiss.new"  # the vectors may be mapped from the file that this one replaces
+        faiss.write_index(self._index, str(new))
+        new.replace(folder / "index.faiss")
         (folder / "ids.txt").write_text("".join(f"{i}\n" for i in self.ids), encoding="utf-8")
         write_json(folder / "meta.json", self._meta())
 
@@ -98,7 +100,7 @@ class VectorIndex:
 
     @classmethod
     def load(cls, folder: str | Path, model: str | None = None) -> VectorIndex:
-        """Open an index folder.
+        """Open an index folder. Its vectors stay in the file, where faiss can: processes share them.
 
         Args:
             folder: what `save` wrote.
@@ -124,7 +126,7 @@ class VectorIndex:
         index.ids = (folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
         index.model = meta.get("model", "")
         try:
-            index._index = faiss.read_index(str(folder / "index.faiss"))
+            index._index = faiss.read_index(str(folder / "index.faiss"), _mapped())
         except RuntimeError as error:
             raise ValueError(f"{folder}: index.faiss is damaged, build the index again ({error})") from None
         if index._meta() != meta or index._index.ntotal != len(index):
@@ -146,6 +148,13 @@ def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
     options = faiss.GpuIndexFlatConfig()
     options.device = gpu
     return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dimension, options)
+
+
+def _mapped() -> int:
+    """How to read an index: with its vectors mapped from the file, from faiss 1.11 on."""
+    import faiss
+
+    return getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
 
 
 def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -104,6 +105,24 @@ def test_ids_with_unusual_separators_come_back(tmp_path: Path, odd: str) -> None
     assert VectorIndex.load(tmp_path).ids == [odd, "c"]
 
 
+def test_a_loaded_index_can_be_saved_where_it_came_from(folder: Path, vectors: np.ndarray) -> None:
+    VectorIndex.load(folder).save(folder)
+    again = VectorIndex.load(folder, "made-me")
+    np.testing.assert_array_equal(again.vectors(0, 20), vectors)
+    assert {path.name for path in folder.iterdir()} == {"index.faiss", "ids.txt", "meta.json"}
+
+
+@pytest.mark.skipif(not hasattr(faiss, "IO_FLAG_MMAP_IFC"), reason="faiss before 1.11 reads them")
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="not Linux")
+def test_vectors_are_mapped_from_the_file(tmp_path: Path) -> None:
+    """So that all processes of a machine share them."""
+    vectors = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
+    VectorIndex(vectors, [f"p{i}" for i in range(1000)]).save(tmp_path)
+    index = VectorIndex.load(tmp_path)
+    assert str(tmp_path / "index.faiss") in Path("/proc/self/maps").read_text()
+    np.testing.assert_array_equal(index.vectors(990, 10), vectors[990:])
+
+
 def test_another_model_is_refused_and_no_model_is_not_checked(folder: Path) -> None:
     with pytest.raises(ValueError, match="made by model made-me, but the checkpoint is other"):
         VectorIndex.load(folder, "other")
@@ -132,6 +151,13 @@ def test_a_folder_that_disagrees_with_itself_is_refused(folder: Path) -> None:
 def test_a_damaged_file_is_named(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=str(folder)):
+        VectorIndex.load(folder, "made-me")
+
+
+def test_a_file_that_is_cut_off_is_named(folder: Path) -> None:
+    path = folder / "index.faiss"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="index.faiss is damaged, build the index again"):
         VectorIndex.load(folder, "made-me")
 
 
