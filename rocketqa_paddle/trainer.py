@@ -48,6 +48,8 @@ _MOMENTS = (
     "beta1_pow_acc_0",
     "beta2_pow_acc_0",
 )  # Paddle's names of Adam's and LAMB's state
+_SCALER = {"scale": np.atleast_1d, "incr_count": int, "decr_count": int}
+"""What changes in Paddle's loss scaler from step to step, and the types that it wants."""
 _LOG_SECONDS = 10.0
 
 
@@ -360,9 +362,6 @@ class Trainer(Generic[Example]):
                 "total_steps": self.total_steps,
                 "examples": len(self.examples),
                 "processes": distributed.world_size(),
-                "scaler": {
-                    key: np.asarray(value).tolist() for key, value in self.scaler.state_dict().items()
-                },
             }
             write_json(new / "state.json", state)
 
@@ -389,8 +388,6 @@ class Trainer(Generic[Example]):
                 )
         checkpoints.load_arrays_into(self.parameters, read_arrays(folder / "parameters.safetensors"), path)
         self._load_optimizer(folder / "optimizer.safetensors")
-        if state["scaler"]:
-            self.scaler.load_state_dict({**state["scaler"], "scale": np.float32(state["scaler"]["scale"])})
         self.step = state["step"]
         self.log.rewind(self.stage, self.step)
 
@@ -404,7 +401,8 @@ class Trainer(Generic[Example]):
             for name, parameter in self.parameters.items()
             for moment in _MOMENTS
         }
-        if missing := names.keys() - moments.keys():
+        scaler = self.scaler.state_dict()  # empty without loss scaling
+        if missing := {*names, *(f"scaler.{name}" for name in _SCALER if scaler)} - moments.keys():
             raise ValueError(
                 f"{path}: not the state of this optimizer, {min(missing)} is missing: remove it, and it "
                 "begins anew"
@@ -412,14 +410,20 @@ class Trainer(Generic[Example]):
         self.optimizer.set_state_dict(
             {theirs: paddle.to_tensor(moments[ours]) for ours, theirs in names.items()}
         )
+        if scaler:
+            kept = {name: kind(moments[f"scaler.{name}"][0]) for name, kind in _SCALER.items()}
+            self.scaler.load_state_dict({**scaler, **kept})
 
     def _optimizer_arrays(self) -> dict[str, np.ndarray]:
-        """Adam's state under our parameter names: Paddle's own change from one process to the next."""
-        state = self.optimizer.state_dict()
-        return {
+        """Adam's state under our parameter names (Paddle's change with every process), and the scaler's."""
+        state, scaler = self.optimizer.state_dict(), self.scaler.state_dict()
+        moments = {
             f"{name}.{moment}": state[f"{parameter.name}_{moment}"].numpy()
             for name, parameter in self.parameters.items()
             for moment in _MOMENTS
+        }
+        return moments | {
+            f"scaler.{name}": np.float32(scaler[name]).reshape(1) for name in _SCALER if name in scaler
         }
 
 

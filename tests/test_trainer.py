@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from paddle import nn
+from paddle.amp.auto_cast import amp_global_state
 
 from rocketqa_paddle import trainer as trainer_module
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
@@ -419,6 +421,46 @@ def test_a_leg_that_was_stopped_goes_on(tmp_path):
     assert_same(arrays(nets), arrays(whole))
     states = [(tmp_path / name / "1.safetensors").read_bytes() for name in ("whole", "cut")]
     assert states[0] == states[1]
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Gives a trainer the loss scaler that it has on a GPU in fp16; it grows every other step."""
+
+    def with_scaler(trainer: Trainer) -> Trainer:
+        with monkeypatch.context() as patch:
+            gpu = SimpleNamespace(_expected_place=SimpleNamespace(is_gpu_place=lambda: True))
+            patch.setattr(paddle.amp.grad_scaler, "_dygraph_tracer", lambda: gpu)
+            trainer.scaler = paddle.amp.GradScaler(incr_every_n_steps=2)
+        monkeypatch.setattr(amp_global_state(), "amp_dtype", "float16")
+        assert trainer.scaler.is_enable()
+        return trainer
+
+    return with_scaler
+
+
+def test_the_loss_scale_goes_on_from_leg_to_leg_and_after_a_stop(tmp_path, scaled):
+    nets, first = make_nets(), 2.0**16
+    legs = [Leg(0, 6, None, tmp_path / "state"), Leg(3, 6, tmp_path / "state")]
+    scaled(make_trainer(tmp_path, nets, stage="leg 0", leg=legs[0], stretch={"steps": 3})).fit()
+    stopped = make_trainer(
+        tmp_path, nets, stopping(squared(nets), 2), stage="leg 1", leg=legs[1], stretch={"steps": 3}
+    )
+    with pytest.raises(Stopped):
+        scaled(stopped).fit()
+    assert stopped.step == 2 and stopped.scaler.state_dict()["scale"] == [4 * first]  # after 2 and 4 steps
+    assert stopped.scaler.state_dict()["incr_count"] == 1
+    last = scaled(make_trainer(tmp_path, nets, stage="leg 1", leg=legs[1], stretch={"steps": 3}))
+    last.fit()
+    assert last.scaler.state_dict()["scale"] == [8 * first]
+
+
+def test_the_state_of_a_run_without_loss_scale_is_refused(tmp_path, scaled):
+    nets = make_nets()
+    make_trainer(tmp_path, nets, leg=Leg(0, 9, None, tmp_path / "state")).fit()
+    trainer = scaled(make_trainer(tmp_path, nets, stage="next", leg=Leg(9, 18, tmp_path / "state")))
+    with pytest.raises(ValueError, match=r"state: .*scaler\..* is missing"):
+        trainer.fit()
 
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path):
