@@ -325,7 +325,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect_model,
     "models": list_models,
 }
-SYSTEMS = {
+DESCRIPTIONS = {
     "rocketqa": "Cross-batch negatives, denoised hard negatives, data augmentation.",
     "pair": "Passage-centric similarity, pre-trained on pseudo labels (PAIR).",
     "rocketqav2": "Train retriever and re-ranker jointly (RocketQAv2).",
@@ -391,7 +391,7 @@ def _train_parser() -> ArgumentParser:
         prog="rocketqa train", description="Train a system from raw text; a stopped run goes on."
     )
     systems = parser.add_subcommands(required=True, dest="system")
-    for name, description in SYSTEMS.items():
+    for name, description in DESCRIPTIONS.items():
         usage = f"rocketqa train {name} [--config FILE] [--KEY VALUE ...] [--dry-run]"
         system = ArgumentParser(usage=usage, description=description)
         system.add_argument("--config", action="config", help=CONFIG)

@@ -85,10 +85,9 @@ def table(
         rows.append((*cells, _duration(seconds), _bytes(size)))
     best = sum(sizes.values()) + _index_bytes(models["retriever"], passages)
     rows.append(("best", "the search engine", *[""] * 6, _bytes(best)))
-    unfinished = 3 * max(sizes.values())  # parameters, and two moments of each
     text = (
         f"{align(rows)}\n\nto do: about {_duration(total_seconds)} and {_bytes(total_bytes + best)}; "
-        f"while it runs, {_bytes(unfinished)} more, and the index once more"
+        f"while it runs, {_bytes(_passing(stages, sizes))} more, and the index once more"
     )
     changes = [
         f"{stage.name} would be {AGAIN[states[stage.name].status]}: {change}"
@@ -104,6 +103,13 @@ def _remaining(work: Work, state: State) -> Work:
     if state.status == "finished" or state.changes.keys() == {RERANK_DEPTH}:
         return Work()
     return Work(encoded=work.encoded) if state.status == "search again" else work
+
+
+def _passing(stages: Sequence[Stage], sizes: Mapping[str, int]) -> int:
+    """Bytes of unfinished work, and of optimizers that wait for the next stage: two moments a parameter."""
+    waiting = [sum(2 * sizes[model] for model in stage.work.optimizers) for stage in stages]
+    both = max(before + after for before, after in zip([0, *waiting], [*waiting, 0], strict=True))
+    return 3 * max(sizes.values()) + both
 
 
 def _index_bytes(retriever: Checkpoint, passages: Collection[Passage]) -> int:

@@ -45,6 +45,8 @@ class Work:
     """Pairs scored without."""
     hits: int = 0
     """Lines of runs that are kept."""
+    optimizers: Sequence[str] = ()
+    """Models whose optimizer's state is kept until the next stage has gone on from it."""
 
     def __add__(self, other: Work) -> Work:
         return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))

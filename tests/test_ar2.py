@@ -14,7 +14,7 @@ import yaml
 from test_rocketqa import change, forbid
 from test_rocketqav2 import check_best, folder_of, kill_at, outcome, stop_and_go_on, stop_at
 
-from rocketqa_paddle import checkpoints, formats, losses, pipeline, retrieval
+from rocketqa_paddle import checkpoints, formats, losses, pipeline, plan, retrieval
 from rocketqa_paddle.config import (
     AdversarialLossSettings,
     AdversarialSettings,
@@ -415,6 +415,14 @@ def test_a_dry_run_counts_the_work(whole, tmp_path, capsys):
     scored = 3 * 4 * 4 + 10 * 10  # of the retriever's lists, and dev's candidates
     assert row[2:7] == ["new", "5", str(texts + pairs), str(searched), str(scored)]
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("rounds", "handed_on"), [(1, 0), (2, 2 * 40), (3, 2 * 2 * 40)])
+def test_a_dry_run_counts_optimizers_that_wait_for_the_next_round(whole, rounds, handed_on):
+    """While a round is at work, those of the round before are there, too."""
+    adversarial = dataclasses.replace(whole.adversarial, rounds=rounds)
+    stages = ar2.AR2Run(dataclasses.replace(whole, adversarial=adversarial)).stages()
+    assert plan._passing(stages, {"retriever": 10, "reranker": 30}) == 3 * 30 + handed_on
 
 
 # Refused before any work --------------------------------------------------------------------------

@@ -98,13 +98,14 @@ class AR2Run(RoundsRun):
         ranker = training_work("reranker", s.reranker, queries, s.groups.negatives)
         retriever = training_work("retriever", s.retriever, queries, s.groups.negatives)
         lists = retriever.trained_texts // (s.groups.negatives + 2)
+        handed_on = () if stage == self.rounds[-1] else ("reranker", "retriever")
         return self.stage(
             stage,
             stage,
             partial(self.train_round, before, stage, searches),
             sections=("adversarial",),
             after=(before,),
-            work=ranker + retriever + Work(scored=lists * (s.groups.negatives + 1)),
+            work=ranker + retriever + Work(scored=lists * (s.groups.negatives + 1), optimizers=handed_on),
             searches=searches,
             also=self.round_facts(stage),
         )
