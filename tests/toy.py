@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,32 @@ def settings(output: Path, folder: Path, **changes: Any) -> RocketQAv2Settings:
         "evaluation": EvaluationSettings(depth=20, rerank_depth=10, measures=["RR@10", "Success@5"]),
     }
     return RocketQAv2Settings(output=str(output), **(sections | changes))
+
+
+def check_files(folder: Path, trained: dict[str, list[str]], others: set[str], ignored: str = r"$") -> None:
+    """A finished run has left its own files, those of its stages' models and of `best/`, and `others`.
+
+    It has left nothing else, but for word lists and what is `ignored` (a pattern).
+    """
+    own = [
+        ".lock",
+        "best/stages.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "report.md",
+        "stages.md",
+        "curves.png",
+    ]
+    parts = ("config.json", "model.safetensors", "vocab.txt", "README.md")
+    models = {**trained, "best": ["retriever", "reranker"]}
+    expected = {*own, *others, *(f"{stage}/stage.json" for stage in trained)}
+    expected |= {
+        f"{place}/{name}/{part}" for place, names in models.items() for name in names for part in parts
+    }
+    expected |= {f"best/index/{part}" for part in ("index.faiss", "ids.txt", "meta.json", "passages.jsonl")}
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert expected - found == set()
+    assert [name for name in found - expected if not re.match(rf"vocabulary/|{ignored}", name)] == []
 
 
 FLAGS = {
