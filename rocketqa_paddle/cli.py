@@ -423,6 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
         import_paddle()
         for library in ("faiss", "bm25s", "httpx"):  # they tell how they go about their work
             logging.getLogger(library).setLevel(logging.WARNING)
+        logging.getLogger("bm25s").addFilter(_warns)  # which sets its own level when it is imported
         call()
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ROCKETQA_DEBUG"):
@@ -436,6 +437,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not isinstance(error, Stopped):
             raise
         sys.exit(_fail(f"rocketqa: stopped after {error}, saved; the same command goes on", 130))
+
+
+def _warns(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def _fail(message: str, code: int) -> int:

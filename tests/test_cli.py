@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
@@ -654,6 +655,15 @@ def test_convert_refuses_what_a_format_cannot_express(fails, best, tmp_path):
     assert first == "rocketqa: the RocketQA toolkit cannot express this model:"
     assert problems == ["  pooling='mean', expected 'cls'"]
     assert not (tmp_path / "out").exists()
+
+
+def test_bm25s_does_not_tell_how_it_goes_about_its_work(caplog):
+    cli.main(["models"])
+    logging.getLogger("bm25s").setLevel(logging.DEBUG)  # as the library does when it is first imported
+    with caplog.at_level(logging.DEBUG):
+        made = toy.collection()
+        assert retrieval.bm25(made.passages, made.splits["dev"].queries, 5)
+    assert [record for record in caplog.records if record.name == "bm25s"] == []
 
 
 def test_models_lists_the_published_ones(capsys, monkeypatch, tmp_path):
