@@ -552,9 +552,10 @@ class AdversarialLossSettings:
     """Weight of the adversarial term; the distillation has the rest."""
     temperature: float = 1.0
     """The re-ranker's scores are divided by this for the distillation."""
-    normalization: Literal["released", "paper"] = "released"
-    """The adversarial term as the released code has it, summed over what a process takes at once
-    (`batch_size` / `accumulate`), or as the paper writes it, the expected reward of a negative."""
+    normalization: Literal["released", "paper"] = "paper"
+    """The adversarial term as the paper writes it, the expected reward of a negative, or as the released code
+    has it, summed over what a process takes at once (`batch_size` / `accumulate`). The first gave the better
+    retriever on dev: RR@10 0.540 and 0.530 on pydocs, 0.832 and 0.815 on MedQuAD."""
 
     def __post_init__(self) -> None:
         _unit(adversarial_weight=self.adversarial_weight)

@@ -105,7 +105,7 @@ def ar2_retriever(
     adversarial_weight: float = 0.5,
     temperature: float = 1.0,
     *,
-    normalization: Normalization = "released",
+    normalization: Normalization = "paper",
     eps: float = 1e-7,
 ) -> dict[str, Tensor]:
     """AR2's loss of the retriever: learn from the ranker, and find what the ranker mistakes for the positive.
@@ -119,10 +119,12 @@ def ar2_retriever(
         ranker_scores: the same lists, by the cross encoder. Gets no gradient.
         adversarial_weight: of the adversarial term; the distillation has the rest.
         temperature: the ranker's scores are divided by this for the distillation, not for the reward.
-        normalization: `released`: the rewards of all passages of a list, the positive's too, times the
-            retriever's log-probabilities, summed over all groups given, so that the term grows with them.
-            `paper`: the expected reward of a negative that the retriever draws, so each weighs with its
-            probability among the negatives; averaged over the batch.
+        normalization: `paper`: the expected reward of a negative that the retriever draws, so each weighs
+            with its probability among the negatives; averaged over the batch. `released`: the rewards of all
+            passages of a list, the positive's too, times the retriever's log-probabilities, summed over all
+            groups given, so that the term grows with them. From the same warm-up the first gave the better
+            retriever: RR@10 on dev 0.540 and 0.530 on pydocs after two rounds (paired t-test over 300
+            queries, p = 0.075), 0.832 and 0.815 on MedQuAD after one (678 queries, p = 0.0014).
         eps: added to probabilities before their logarithm (`released` alone).
 
     Returns:

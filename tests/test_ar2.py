@@ -203,10 +203,10 @@ def test_the_settings_of_the_loss_arrive(whole, data, tmp_path, monkeypatch):
         return original(*scores, **settings)
 
     monkeypatch.setattr(losses, "ar2_retriever", spy)
-    loss = AdversarialLossSettings(adversarial_weight=0.3, temperature=2.0, normalization="paper")
+    loss = AdversarialLossSettings(adversarial_weight=0.3, temperature=2.0, normalization="released")
     settings = change(dataclasses.replace(whole, output=str(tmp_path / "run")), "adversarial", loss=loss)
     ar2.train(settings)
-    expected = {"adversarial_weight": 0.3, "temperature": 2.0, "normalization": "paper"}
+    expected = {"adversarial_weight": 0.3, "temperature": 2.0, "normalization": "released"}
     assert given == [expected] * 2 * STEPS["retriever"]
 
 

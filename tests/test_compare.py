@@ -255,8 +255,8 @@ def test_another_baseline_and_a_changed_row(data, tmp_path, monkeypatch):
     old = digest(tmp_path / "run" / "rocketqav2" / "round-002" / "retriever")
     trained, fit = [], Trainer.fit
     monkeypatch.setattr(Trainer, "fit", lambda self: (trained.append(self.stage), fit(self))[1])
-    paper = {**ROWS["AR2"]["adversarial"], "loss": {"normalization": "paper"}}
-    rows = {**rows, "AR2": {"system": "ar2", "adversarial": paper}}
+    released = {**ROWS["AR2"]["adversarial"], "loss": {"normalization": "released"}}
+    rows = {**rows, "AR2": {"system": "ar2", "adversarial": released}}
     compare.compare(dataclasses.replace(settings, systems=rows, baseline="AR2"))
     assert {stage.split()[0] for stage in trained} == {"round-001", "round-002"}
     assert len(trained) == 4  # both models of both rounds of AR2, and nothing else

@@ -273,9 +273,7 @@ def ar2_released(found: np.ndarray, judged: np.ndarray, temperature: float) -> t
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_ar2_equals_the_released_code(weight: float, temperature: float) -> None:
-    found = losses.ar2_retriever(
-        tensor(FOUND), tensor(JUDGED), adversarial_weight=weight, temperature=temperature
-    )
+    found = losses.ar2_retriever(tensor(FOUND), tensor(JUDGED), weight, temperature, normalization="released")
     distillation, adversarial = ar2_released(FOUND, JUDGED, temperature)
     assert float(found["distillation"]) == pytest.approx(distillation, rel=1e-9)
     assert float(found["adversarial"]) == pytest.approx(adversarial, rel=1e-9)
@@ -284,7 +282,7 @@ def test_ar2_equals_the_released_code(weight: float, temperature: float) -> None
 
 
 def test_ar2_as_the_paper_writes_it() -> None:
-    found = losses.ar2_retriever(tensor(FOUND), tensor(JUDGED), normalization="paper")
+    found = losses.ar2_retriever(tensor(FOUND), tensor(JUDGED))
     probability = softmax(FOUND[:, 1:])
     reward = -np.log1p(np.exp(JUDGED[:, 1:] - JUDGED[:, :1]))
     assert float(found["adversarial"]) == pytest.approx((probability * reward).sum() / 2, rel=1e-9)
