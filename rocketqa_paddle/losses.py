@@ -123,8 +123,9 @@ def ar2_retriever(
             with its probability among the negatives; averaged over the batch. `released`: the rewards of all
             passages of a list, the positive's too, times the retriever's log-probabilities, summed over all
             groups given, so that the term grows with them. From the same warm-up the first gave the better
-            retriever: RR@10 on dev 0.540 and 0.530 on pydocs after two rounds (paired t-test over 300
-            queries, p = 0.075), 0.832 and 0.815 on MedQuAD after one (678 queries, p = 0.0014).
+            retriever: RR@10 on dev after two rounds 0.540 and 0.530 on pydocs (300 queries, paired t-test
+            p = 0.075), 0.828 and 0.819 on MedQuAD (678 queries, p = 0.09; after one round 0.832 and 0.815,
+            p = 0.0014).
         eps: added to probabilities before their logarithm (`released` alone).
 
     Returns:
