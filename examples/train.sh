@@ -38,8 +38,8 @@ train() {
     rocketqa train "$system" --config "examples/configs/$system-pydocs.yaml" ${start[@]+"${start[@]}"}
 
     if [ "$rank" = 0 ]; then
-        echo "Three searches in $run/best:"
-        rocketqa search --checkpoint "$run/best" --k 3 \
+        echo "Three searches in $run/best, by the retriever alone (--depth 0):"
+        rocketqa search --checkpoint "$run/best" --depth 0 --k 3 \
             "how do I split a path into folder and file name" \
             "run a command and capture its output" \
             "remove leading spaces common to all lines of a text"

@@ -135,14 +135,14 @@ def search(
         output: run file to write for `queries`
         format: of the run file: `qid TAB pid TAB rank TAB score`, or TREC's six columns
         k: passages a query
-        depth: passages that the re-ranker reads
+        depth: passages that the re-ranker reads; 0 leaves the retriever's order
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle import convert, retrieval
     from rocketqa_paddle.index import VectorIndex, read_texts
 
-    if k < 1 or depth < 1:
-        raise ValueError(f"k={k}, depth={depth}, expected at least 1 of each")
+    if k < 1 or depth < 0:
+        raise ValueError(f"k={k}, depth={depth}, expected k of at least 1, and a depth of at least 0")
     wanted = _queries(query, queries, output)
     folder = Path(checkpoint)
     if (folder / "retriever").is_dir():
@@ -154,6 +154,8 @@ def search(
         retriever = folder
     if index is None:
         raise ValueError(f"{folder} has no retriever/ and index/ inside: name the index with --index")
+    if depth == 0:
+        reranker = None
     select_device(use_cuda)
     model = convert.read(retriever, kind=DUAL)
     vectors = VectorIndex.load(index, model.digest())

@@ -151,6 +151,16 @@ def test_search_gives_k_passages_where_k_is_above_the_depth(best, capsys):
     assert len(re.findall(r"^ +\d+\. ", out, flags=re.MULTILINE)) == 12
 
 
+def test_search_to_depth_0_is_by_the_retriever_alone(best, data, tmp_path):
+    files = {"queries": data / "dev.query.txt", "k": 9}
+    run("search", *words(checkpoint=best, output=tmp_path / "run", depth=0, **files))
+    alone = words(checkpoint=best / "retriever", index=best / "index", output=tmp_path / "alone", **files)
+    run("search", *alone)
+    assert (tmp_path / "run").read_text() == (tmp_path / "alone").read_text()
+    run("search", *words(checkpoint=best, output=tmp_path / "run", depth=9, **files))
+    assert (tmp_path / "run").read_text() != (tmp_path / "alone").read_text()
+
+
 def test_long_passages_are_cut_at_a_word(tmp_path):
     assert cli._short("word " * 100).endswith("word…")
     assert len(cli._short("word " * 100)) <= 160
@@ -447,7 +457,7 @@ def test_search_without_an_index(fails, best):
     assert "name the index with --index" in message
 
 
-@pytest.mark.parametrize(("flag", "value"), [("k", 0), ("k", -1), ("depth", 0), ("depth", -3)])
+@pytest.mark.parametrize(("flag", "value"), [("k", 0), ("k", -1), ("depth", -1), ("depth", -3)])
 def test_a_number_of_passages_that_makes_no_sense(fails, best, flag, value):
     assert flag in fails("search", "--checkpoint", best, f"--{flag}", value, "red dog")
 
