@@ -31,6 +31,7 @@ from rocketqa_paddle import checkpoints, device, distributed
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
 from rocketqa_paddle.contrastive import Contrastive, Example
 from rocketqa_paddle.ernie import NAMING
+from rocketqa_paddle.loss_scale import LossScale
 from rocketqa_paddle.storage import (
     read_arrays,
     read_json,
@@ -48,8 +49,7 @@ _MOMENTS = (
     "beta1_pow_acc_0",
     "beta2_pow_acc_0",
 )  # Paddle's names of Adam's and LAMB's state
-_SCALER = {"scale": np.atleast_1d, "incr_count": int, "decr_count": int}
-"""What changes in Paddle's loss scaler from step to step, and the types that it wants."""
+_SCALE = ("loss_scale.value", "loss_scale.steps")
 _LOG_SECONDS = 10.0
 
 
@@ -189,7 +189,7 @@ class Trainer(Generic[Example]):
         self.parameters = dict(_named_parameters(networks))
         distributed.broadcast_parameters(self.parameters.values())
         self.optimizer = make_optimizer(networks, settings.optimizer, rates or {})
-        self.scaler = paddle.amp.GradScaler(enable=precision == "fp16")
+        self.scale = LossScale() if precision == "fp16" else None
 
     def fit(self) -> None:
         """Take the remaining steps. A line of the log holds means over the steps since the line before.
@@ -241,16 +241,29 @@ class Trainer(Generic[Example]):
         self.step += 1
         self._check_finite("loss", values["loss"])
         distributed.average_gradients(self.parameters.values())
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.optimizer.clip_norm)
-        if self.precision != "fp16":  # there the scaler leaves such a step out and lowers its scale
-            self._check_finite("gradient", float(norm))
-        self.optimizer.set_lr(rate)
-        with NAMING, unique_name.guard():  # so that Paddle numbers Adam's state from 0, whatever ran before
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = self._clip_gradients()
+        finite = math.isfinite(norm)
+        if finite:
+            self.optimizer.set_lr(rate)
+            with NAMING, unique_name.guard():  # Paddle numbers Adam's state from 0, whatever ran before
+                self.optimizer.step()
+        if self.scale and (finite or self.scale.value > 1):
+            self.scale.update(finite=finite)  # a step too large for fp16 is left out
+        else:
+            self._check_finite("gradient", norm)
         self.optimizer.clear_grad(set_to_zero=False)
-        return {**values, "learning_rate": rate, "gradient_norm": float(norm)}
+        scale = {"loss_scale": self.scale.value} if self.scale else {}
+        return {**values, "learning_rate": rate, "gradient_norm": norm, **scale}
+
+    def _clip_gradients(self) -> float:
+        """Take the loss scale out of the gradients and clip them; returns the norm that they had."""
+        parameters = list(self.parameters.values())
+        if self.scale:
+            with paddle.no_grad():
+                for gradient in (parameter.grad for parameter in parameters):
+                    if gradient is not None:
+                        gradient.scale_(1 / self.scale.value)
+        return float(nn.utils.clip_grad_norm_(parameters, self.settings.optimizer.clip_norm))
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -267,7 +280,7 @@ class Trainer(Generic[Example]):
         for part in parts:
             with device.arithmetic(self.precision):
                 losses = self.loss(part)
-            self.scaler.scale(losses["loss"] / len(parts)).backward()
+            self._scaled(losses["loss"] / len(parts)).backward()
             for name, value in losses.items():
                 values[name] = values.get(name, 0.0) + float(value) / len(parts)
         return values
@@ -313,8 +326,11 @@ class Trainer(Generic[Example]):
             losses, factor = self.loss.loss(*map(distributed.gather_rows, vectors)), distributed.world_size()
         else:
             losses, factor = self.loss.loss(*vectors), 1
-        self.scaler.scale(losses["loss"] * factor).backward()
+        self._scaled(losses["loss"] * factor).backward()
         return {name: float(value) for name, value in losses.items()}
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.scale.value if self.scale else loss
 
     def _seed_dropout(self, part: int) -> None:
         paddle.seed(_hash(self.seed, self.stage, self.step, distributed.rank(), part))
@@ -372,7 +388,9 @@ class Trainer(Generic[Example]):
         state = read_json(path) if path.is_file() else {}
         if state.get("stage") != self.stage:
             if self.leg.before:
-                self._load_optimizer(self.leg.before)
+                self._load_optimizer(
+                    self.leg.before, f"remove {self.leg.before}, and the optimizer begins anew"
+                )
             self.log.rewind(self.stage, 0)
             return
         now = {
@@ -387,44 +405,44 @@ class Trainer(Generic[Example]):
                     f"processes the run began with, or remove {folder} to begin the stage anew"
                 )
         checkpoints.load_arrays_into(self.parameters, read_arrays(folder / "parameters.safetensors"), path)
-        self._load_optimizer(folder / "optimizer.safetensors")
+        self._load_optimizer(folder / "optimizer.safetensors", f"remove {folder}, and the stage begins anew")
         self.step = state["step"]
         self.log.rewind(self.stage, self.step)
 
-    def _load_optimizer(self, path: Path) -> None:
-        try:
-            moments = read_arrays(path)
-        except ValueError as error:
-            raise ValueError(f"{error}: remove it, and the optimizer begins anew") from None
-        names = {
+    def _moments(self) -> dict[str, str]:
+        """Paddle's names of Adam's state, by ours: Paddle's change with every process."""
+        return {
             f"{name}.{moment}": f"{parameter.name}_{moment}"
             for name, parameter in self.parameters.items()
             for moment in _MOMENTS
         }
-        scaler = self.scaler.state_dict()  # empty without loss scaling
-        if missing := {*names, *(f"scaler.{name}" for name in _SCALER if scaler)} - moments.keys():
-            raise ValueError(
-                f"{path}: not the state of this optimizer, {min(missing)} is missing: remove it, and it "
-                "begins anew"
+
+    def _load_optimizer(self, path: Path, remedy: str) -> None:
+        """Read what `_optimizer_arrays` gave; no moments at all if no step had been finite yet."""
+        try:
+            arrays = read_arrays(path)
+        except ValueError as error:
+            raise ValueError(f"{error}: {remedy}") from None
+        begun = not self.scale or arrays.keys() - {*_SCALE}
+        moments = self._moments() if begun else {}
+        if missing := {*moments, *(_SCALE if self.scale else ())} - arrays.keys():
+            raise ValueError(f"{path}: not the state of this optimizer, {min(missing)} is missing: {remedy}")
+        if moments:
+            self.optimizer.set_state_dict(
+                {theirs: paddle.to_tensor(arrays[ours]) for ours, theirs in moments.items()}
             )
-        self.optimizer.set_state_dict(
-            {theirs: paddle.to_tensor(moments[ours]) for ours, theirs in names.items()}
-        )
-        if scaler:
-            kept = {name: kind(moments[f"scaler.{name}"][0]) for name, kind in _SCALER.items()}
-            self.scaler.load_state_dict({**scaler, **kept})
+        if self.scale:
+            value, steps = (arrays[name].item() for name in _SCALE)
+            self.scale.value, self.scale.steps = value, int(steps)
 
     def _optimizer_arrays(self) -> dict[str, np.ndarray]:
-        """Adam's state under our parameter names (Paddle's change with every process), and the scaler's."""
-        state, scaler = self.optimizer.state_dict(), self.scaler.state_dict()
-        moments = {
-            f"{name}.{moment}": state[f"{parameter.name}_{moment}"].numpy()
-            for name, parameter in self.parameters.items()
-            for moment in _MOMENTS
-        }
-        return moments | {
-            f"scaler.{name}": np.float32(scaler[name]).reshape(1) for name in _SCALER if name in scaler
-        }
+        """Adam's state under our parameter names, and the loss scale."""
+        state = self.optimizer.state_dict()
+        arrays = {ours: state[theirs].numpy() for ours, theirs in self._moments().items() if state}
+        if self.scale:
+            values = (self.scale.value, self.scale.steps)
+            arrays |= {name: np.float32(value).reshape(1) for name, value in zip(_SCALE, values, strict=True)}
+        return arrays
 
 
 def total_steps(settings: StageSettings, examples: int) -> int:

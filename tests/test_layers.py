@@ -24,7 +24,7 @@ FLOORS = {
         2: "checkpoints convert convert.weights convert.reference convert.paddlenlp convert.huggingface "
         "hub starting",
         1: "encoders batching formats metrics index cloze",
-        0: "ernie losses tokenization distributed config records device storage stages",
+        0: "ernie losses loss_scale tokenization distributed config records device storage stages",
     }.items()
     for name in names.split()
 }

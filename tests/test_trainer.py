@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import warnings
-from types import SimpleNamespace
+from contextlib import nullcontext
 
 import numpy as np
 import paddle
@@ -17,10 +18,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from paddle import nn
-from paddle.amp.auto_cast import amp_global_state
 
 from rocketqa_paddle import trainer as trainer_module
 from rocketqa_paddle.config import OptimizerSettings, StageSettings
+from rocketqa_paddle.loss_scale import LossScale
 from rocketqa_paddle.trainer import Leg, MetricsLog, Stopped, Trainer, learning_rate, make_optimizer
 
 HIDDEN = 6
@@ -423,44 +424,113 @@ def test_a_leg_that_was_stopped_goes_on(tmp_path):
     assert states[0] == states[1]
 
 
-@pytest.fixture
-def scaled(monkeypatch):
-    """Gives a trainer the loss scaler that it has on a GPU in fp16; it grows every other step."""
+def bursting(nets, at: set[int]):
+    """A loss whose gradient is not finite at some of its calls."""
+    calls, plain = [], squared(nets)
 
-    def with_scaler(trainer: Trainer) -> Trainer:
-        with monkeypatch.context() as patch:
-            gpu = SimpleNamespace(_expected_place=SimpleNamespace(is_gpu_place=lambda: True))
-            patch.setattr(paddle.amp.grad_scaler, "_dygraph_tracer", lambda: gpu)
-            trainer.scaler = paddle.amp.GradScaler(incr_every_n_steps=2)
-        monkeypatch.setattr(amp_global_state(), "amp_dtype", "float16")
-        assert trainer.scaler.is_enable()
+    def loss(batch):
+        calls.append(1)
+        losses = plain(batch)
+        if len(calls) - 1 in at:  # the square root's slope at 0
+            zero = losses["loss"] - losses["loss"].detach()
+            losses["loss"] = losses["loss"] + paddle.sqrt(zero)
+        return losses
+
+    return loss
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "lamb"])
+def test_the_loss_scale_changes_no_step(tmp_path, monkeypatch, algorithm):
+    """A power of two costs no digits; compared in float32, which fp16's arithmetic would hide."""
+    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+    options = {"optimizer": {"algorithm": algorithm}, "stretch": {"accumulate": 2}}
+    plain, scaled = make_nets(), make_nets()
+    make_trainer(tmp_path / "plain", plain, **options).fit()
+    make_trainer(tmp_path / "scaled", scaled, precision="fp16", **options).fit()
+    assert_same(arrays(scaled), arrays(plain), rtol=1e-6, atol=1e-8)
+
+
+def test_a_step_too_large_for_fp16_is_left_out_and_the_scale_halved(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+    monkeypatch.setattr(trainer_module, "_LOG_SECONDS", -1.0)  # log every step
+    nets, seen = make_nets(), []
+    trainer = make_trainer(
+        tmp_path,
+        nets,
+        bursting(nets, {0, 2}),
+        precision="fp16",
+        stretch={"steps": 4},
+        after_step=lambda step: seen.append(arrays(nets)),
+    )
+    before = arrays(nets)
+    trainer.fit()
+    assert_same(seen[0], before)
+    assert_same(seen[2], seen[1])
+    for one, other in [(seen[0], seen[1]), (seen[2], seen[3])]:
+        assert all(not np.array_equal(one[name], other[name]) for name in before if "output" in name)
+    scales = [row["loss_scale"] / 2.0**16 for row in trainer.log.read()]
+    assert scales == [1 / 2, 1 / 2, 1 / 4, 1 / 4]
+
+
+def test_a_gradient_that_no_loss_scale_makes_finite_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+    nets = make_nets()
+    trainer = make_trainer(
+        tmp_path, nets, bursting(nets, set(range(99))), precision="fp16", stretch={"steps": 99}
+    )
+    with pytest.raises(FloatingPointError, match="step 17: the gradient is .*set precision=bf16"):
+        trainer.fit()
+
+
+def test_the_loss_scale_grows_after_many_finite_steps():
+    scale = LossScale(patience=3)
+    for finite in [True, True, False, True, True, True, True]:
+        scale.update(finite=finite)
+    assert (scale.value, scale.steps) == (2.0**16, 1)  # halved, then doubled
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_the_loss_scale_goes_on_from_leg_to_leg_and_after_a_stop(tmp_path, monkeypatch, at):
+    """Even where no step was finite yet, and so the optimizer has no state."""
+    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+    folder, nets = tmp_path, make_nets()
+    legs = [Leg(0, 6, None, folder / "state"), Leg(3, 6, folder / "state", folder / "end")]
+    stretch, first = {"steps": 3}, 2.0**16
+
+    def leg(number: int, loss=None) -> Trainer:
+        options = {"stage": f"leg {number}", "leg": legs[number], "stretch": stretch, "precision": "fp16"}
+        trainer = make_trainer(folder, nets, loss or squared(nets), **options)
+        trainer.scale.patience = 2
         return trainer
 
-    return with_scaler
-
-
-def test_the_loss_scale_goes_on_from_leg_to_leg_and_after_a_stop(tmp_path, scaled):
-    nets, first = make_nets(), 2.0**16
-    legs = [Leg(0, 6, None, tmp_path / "state"), Leg(3, 6, tmp_path / "state")]
-    scaled(make_trainer(tmp_path, nets, stage="leg 0", leg=legs[0], stretch={"steps": 3})).fit()
-    stopped = make_trainer(
-        tmp_path, nets, stopping(squared(nets), 2), stage="leg 1", leg=legs[1], stretch={"steps": 3}
-    )
     with pytest.raises(Stopped):
-        scaled(stopped).fit()
-    assert stopped.step == 2 and stopped.scaler.state_dict()["scale"] == [4 * first]  # after 2 and 4 steps
-    assert stopped.scaler.state_dict()["incr_count"] == 1
-    last = scaled(make_trainer(tmp_path, nets, stage="leg 1", leg=legs[1], stretch={"steps": 3}))
+        leg(0, stopping(bursting(nets, {0, 1}), at)).fit()
+    again = leg(0, bursting(nets, {0} if at == 1 else set()))
+    again.fit()
+    assert (again.scale.value, again.scale.steps) == (first / 4, 1)
+    last = leg(1)
     last.fit()
-    assert last.scaler.state_dict()["scale"] == [8 * first]
+    assert (last.scale.value, last.scale.steps) == (first, 0)
 
 
-def test_the_state_of_a_run_without_loss_scale_is_refused(tmp_path, scaled):
+def test_the_state_of_a_run_without_loss_scale_is_refused(tmp_path):
     nets = make_nets()
     make_trainer(tmp_path, nets, leg=Leg(0, 9, None, tmp_path / "state")).fit()
-    trainer = scaled(make_trainer(tmp_path, nets, stage="next", leg=Leg(9, 18, tmp_path / "state")))
-    with pytest.raises(ValueError, match=r"state: .*scaler\..* is missing"):
+    trainer = make_trainer(tmp_path, nets, stage="next", leg=Leg(9, 18, tmp_path / "state"), precision="fp16")
+    with pytest.raises(ValueError, match=r"state: .*loss_scale\..* is missing: remove .*state, and the opt"):
         trainer.fit()
+
+
+def test_an_unfinished_state_that_is_refused_can_be_removed(tmp_path):
+    """What the error says to do helps."""
+    nets = make_nets()
+    with pytest.raises(Stopped):
+        make_trainer(tmp_path, nets, stopping(squared(nets), 2)).fit()
+    (tmp_path / "last" / "optimizer.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"remove {tmp_path}/last, and the stage begins anew"):
+        make_trainer(tmp_path, nets).fit()
+    shutil.rmtree(tmp_path / "last")
+    make_trainer(tmp_path, nets).fit()
 
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path):
