@@ -102,6 +102,9 @@ class VectorIndex:
     def load(cls, folder: str | Path, model: str | None = None) -> VectorIndex:
         """Open an index folder. Its vectors stay in the file, where faiss can: processes share them.
 
+        Replace an index that is in use as `save` does, by renaming: what is written into the file itself is
+        searched at once, with the old ids.
+
         Args:
             folder: what `save` wrote.
             model: digest of the model that will make the queries; None skips the check.
@@ -110,7 +113,6 @@ class VectorIndex:
             FileNotFoundError: not a whole index folder.
             ValueError: another model made it, or the files disagree.
         """
-        import faiss
 
         folder = whole(folder)
         for name in ("meta.json", "index.faiss", "ids.txt"):
@@ -125,10 +127,7 @@ class VectorIndex:
         index = cls.__new__(cls)
         index.ids = (folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
         index.model = meta.get("model", "")
-        try:
-            index._index = faiss.read_index(str(folder / "index.faiss"), _mapped())
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: index.faiss is damaged, build the index again ({error})") from None
+        index._index = _read(folder / "index.faiss")
         if index._meta() != meta or index._index.ntotal != len(index):
             raise ValueError(
                 f"{folder}: meta.json announces {meta}, but the files hold {index._index.ntotal} vectors and "
@@ -150,11 +149,16 @@ def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
     return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dimension, options)
 
 
-def _mapped() -> int:
-    """How to read an index: with its vectors mapped from the file, from faiss 1.11 on."""
+def _read(path: Path) -> faiss.Index:
+    """Map the vectors from the file, with faiss 1.11 and where the file system can; else read them."""
     import faiss
 
-    return getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    for flag in (getattr(faiss, "IO_FLAG_MMAP_IFC", 0), 0):
+        try:
+            return faiss.read_index(str(path), flag)
+        except RuntimeError as error:
+            damage = error
+    raise ValueError(f"{path.parent}: {path.name} is damaged, build the index again ({damage})")
 
 
 def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:

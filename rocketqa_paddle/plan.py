@@ -87,7 +87,7 @@ def table(
     rows.append(("best", "the search engine", *[""] * 6, _bytes(best)))
     text = (
         f"{align(rows)}\n\nto do: about {_duration(total_seconds)} and {_bytes(total_bytes + best)}; "
-        f"while it runs, {_bytes(_passing(stages, sizes))} more, and the index once more"
+        f"while it runs, at most {_bytes(_passing(stages, sizes))} more, and the index once more"
     )
     changes = [
         f"{stage.name} would be {AGAIN[states[stage.name].status]}: {change}"
@@ -106,10 +106,15 @@ def _remaining(work: Work, state: State) -> Work:
 
 
 def _passing(stages: Sequence[Stage], sizes: Mapping[str, int]) -> int:
-    """Bytes of unfinished work, and of optimizers that wait for the next stage: two moments a parameter."""
+    """Bytes of optimizers that wait for the next stage, two moments a parameter, and of unfinished work.
+
+    That holds a stage's models, too, is written anew before the old is removed, and is the most where they
+    train together.
+    """
     waiting = [sum(2 * sizes[model] for model in stage.work.optimizers) for stage in stages]
     both = max(before + after for before, after in zip([0, *waiting], [*waiting, 0], strict=True))
-    return 3 * max(sizes.values()) + both
+    unfinished = max(sum(3 * sizes[model] for model in stage.work.models) for stage in stages)
+    return 2 * unfinished + both
 
 
 def _index_bytes(retriever: Checkpoint, passages: Collection[Passage]) -> int:

@@ -168,7 +168,7 @@ def test_the_optimizers_go_on_from_round_to_round(whole, data, tmp_path, monkeyp
     monkeypatch.setattr(
         Trainer,
         "_load_optimizer",
-        lambda self, path: (loaded.append((self.stage, path.name)), load(self, path)),
+        lambda self, path, remedy: (loaded.append((self.stage, path.name)), load(self, path, remedy)),
     )
     settings = dataclasses.replace(whole, output=str(tmp_path / "run"))
     ar2.train(settings)
@@ -411,7 +411,7 @@ def test_a_dry_run_counts_optimizers_that_wait_for_the_next_round(whole, rounds,
     """While a round is at work, those of the round before are there, too."""
     adversarial = dataclasses.replace(whole.adversarial, rounds=rounds)
     stages = ar2.AR2Run(dataclasses.replace(whole, adversarial=adversarial)).stages()
-    assert plan._passing(stages, {"retriever": 10, "reranker": 30}) == 3 * 30 + handed_on
+    assert plan._passing(stages, {"retriever": 10, "reranker": 30}) == 2 * 3 * 40 + handed_on
 
 
 # Refused before any work --------------------------------------------------------------------------

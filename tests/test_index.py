@@ -123,6 +123,18 @@ def test_vectors_are_mapped_from_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(index.vectors(990, 10), vectors[990:])
 
 
+def test_vectors_are_read_where_they_cannot_be_mapped(folder: Path, vectors: np.ndarray, monkeypatch) -> None:
+    read = faiss.read_index
+
+    def without_mapping(path: str, flag: int) -> faiss.Index:
+        if flag:
+            raise RuntimeError("could not mmap()")
+        return read(path, flag)
+
+    monkeypatch.setattr(faiss, "read_index", without_mapping)
+    np.testing.assert_array_equal(VectorIndex.load(folder).vectors(0, 20), vectors)
+
+
 def test_another_model_is_refused_and_no_model_is_not_checked(folder: Path) -> None:
     with pytest.raises(ValueError, match="made by model made-me, but the checkpoint is other"):
         VectorIndex.load(folder, "other")
