@@ -424,6 +424,12 @@ def test_a_leg_that_was_stopped_goes_on(tmp_path):
     assert states[0] == states[1]
 
 
+@pytest.fixture
+def in_float32(monkeypatch):
+    """Whatever precision a trainer is given: what fp16 adds beside its arithmetic is left."""
+    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+
+
 def bursting(nets, at: set[int]):
     """A loss whose gradient is not finite at some of its calls."""
     calls, plain = [], squared(nets)
@@ -440,9 +446,8 @@ def bursting(nets, at: set[int]):
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "lamb"])
-def test_the_loss_scale_changes_no_step(tmp_path, monkeypatch, algorithm):
-    """A power of two costs no digits; compared in float32, which fp16's arithmetic would hide."""
-    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+def test_the_loss_scale_changes_no_step(tmp_path, in_float32, algorithm):
+    """A power of two costs no digits."""
     options = {"optimizer": {"algorithm": algorithm}, "stretch": {"accumulate": 2}}
     plain, scaled = make_nets(), make_nets()
     make_trainer(tmp_path / "plain", plain, **options).fit()
@@ -450,8 +455,7 @@ def test_the_loss_scale_changes_no_step(tmp_path, monkeypatch, algorithm):
     assert_same(arrays(scaled), arrays(plain), rtol=1e-6, atol=1e-8)
 
 
-def test_a_step_too_large_for_fp16_is_left_out_and_the_scale_halved(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+def test_a_step_too_large_for_fp16_is_left_out_and_the_scale_halved(tmp_path, in_float32, monkeypatch):
     monkeypatch.setattr(trainer_module, "_LOG_SECONDS", -1.0)  # log every step
     nets, seen = make_nets(), []
     trainer = make_trainer(
@@ -472,8 +476,7 @@ def test_a_step_too_large_for_fp16_is_left_out_and_the_scale_halved(tmp_path, mo
     assert scales == [1 / 2, 1 / 2, 1 / 4, 1 / 4]
 
 
-def test_a_gradient_that_no_loss_scale_makes_finite_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
+def test_a_gradient_that_no_loss_scale_makes_finite_is_an_error(tmp_path, in_float32):
     nets = make_nets()
     trainer = make_trainer(
         tmp_path, nets, bursting(nets, set(range(99))), precision="fp16", stretch={"steps": 99}
@@ -490,9 +493,8 @@ def test_the_loss_scale_grows_after_many_finite_steps():
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_the_loss_scale_goes_on_from_leg_to_leg_and_after_a_stop(tmp_path, monkeypatch, at):
+def test_the_loss_scale_goes_on_from_leg_to_leg_and_after_a_stop(tmp_path, in_float32, at):
     """Even where no step was finite yet, and so the optimizer has no state."""
-    monkeypatch.setattr(trainer_module.device, "arithmetic", lambda precision: nullcontext())
     folder, nets = tmp_path, make_nets()
     legs = [Leg(0, 6, None, folder / "state"), Leg(3, 6, folder / "state", folder / "end")]
     stretch, first = {"steps": 3}, 2.0**16
