@@ -388,9 +388,8 @@ class Trainer(Generic[Example]):
         state = read_json(path) if path.is_file() else {}
         if state.get("stage") != self.stage:
             if self.leg.before:
-                self._load_optimizer(
-                    self.leg.before, f"remove {self.leg.before}, and the optimizer begins anew"
-                )
+                with _remedy(f"remove {self.leg.before}, and the optimizer begins anew"):
+                    self._load_optimizer(self.leg.before)
             self.log.rewind(self.stage, 0)
             return
         now = {
@@ -404,8 +403,10 @@ class Trainer(Generic[Example]):
                     f"{path}: {name} was {state[name]}, is now {ours}: go on with the settings and number of "
                     f"processes the run began with, or remove {folder} to begin the stage anew"
                 )
-        checkpoints.load_arrays_into(self.parameters, read_arrays(folder / "parameters.safetensors"), path)
-        self._load_optimizer(folder / "optimizer.safetensors", f"remove {folder}, and the stage begins anew")
+        with _remedy(f"remove {folder}, and the stage begins anew"):
+            parameters = read_arrays(folder / "parameters.safetensors")
+            checkpoints.load_arrays_into(self.parameters, parameters, path)
+            self._load_optimizer(folder / "optimizer.safetensors")
         self.step = state["step"]
         self.log.rewind(self.stage, self.step)
 
@@ -417,16 +418,13 @@ class Trainer(Generic[Example]):
             for moment in _MOMENTS
         }
 
-    def _load_optimizer(self, path: Path, remedy: str) -> None:
+    def _load_optimizer(self, path: Path) -> None:
         """Read what `_optimizer_arrays` gave; no moments at all if no step had been finite yet."""
-        try:
-            arrays = read_arrays(path)
-        except ValueError as error:
-            raise ValueError(f"{error}: {remedy}") from None
+        arrays = read_arrays(path)
         begun = not self.scale or arrays.keys() - {*_SCALE}
         moments = self._moments() if begun else {}
         if missing := {*moments, *(_SCALE if self.scale else ())} - arrays.keys():
-            raise ValueError(f"{path}: not the state of this optimizer, {min(missing)} is missing: {remedy}")
+            raise ValueError(f"{path}: not the state of this optimizer, {min(missing)} is missing")
         if moments:
             self.optimizer.set_state_dict(
                 {theirs: paddle.to_tensor(arrays[ours]) for ours, theirs in moments.items()}
@@ -500,6 +498,15 @@ def _named_parameters(networks: Mapping[str, nn.Layer]) -> Iterator[tuple[str, T
 def _hash(*parts: Any) -> int:
     """A 31-bit seed from anything printable, the same in every process and on every day."""
     return zlib.crc32(repr(parts).encode()) & 0x7FFFFFFF
+
+
+@contextmanager
+def _remedy(text: str) -> Iterator[None]:
+    """Errors of a saved state say what to do about it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}: {text}") from None
 
 
 @contextmanager

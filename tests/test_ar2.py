@@ -168,7 +168,7 @@ def test_the_optimizers_go_on_from_round_to_round(whole, data, tmp_path, monkeyp
     monkeypatch.setattr(
         Trainer,
         "_load_optimizer",
-        lambda self, path, remedy: (loaded.append((self.stage, path.name)), load(self, path, remedy)),
+        lambda self, path: (loaded.append((self.stage, path.name)), load(self, path)),
     )
     settings = dataclasses.replace(whole, output=str(tmp_path / "run"))
     ar2.train(settings)

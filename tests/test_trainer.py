@@ -523,12 +523,13 @@ def test_the_state_of_a_run_without_loss_scale_is_refused(tmp_path):
         trainer.fit()
 
 
-def test_an_unfinished_state_that_is_refused_can_be_removed(tmp_path):
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "parameters.safetensors"])
+def test_an_unfinished_state_that_is_refused_can_be_removed(tmp_path, name):
     """What the error says to do helps."""
     nets = make_nets()
     with pytest.raises(Stopped):
         make_trainer(tmp_path, nets, stopping(squared(nets), 2)).fit()
-    (tmp_path / "last" / "optimizer.safetensors").write_bytes(b"damaged")
+    (tmp_path / "last" / name).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=f"remove {tmp_path}/last, and the stage begins anew"):
         make_trainer(tmp_path, nets).fit()
     shutil.rmtree(tmp_path / "last")
