@@ -52,5 +52,5 @@ setup(
         "ir_measures>=0.3.4",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["rocketqa = rocketqa_paddle.cli:main"]},
+    entry_points={"console_scripts": ["rocketqa = rocketqa_paddle.commands.cli:main"]},
 )

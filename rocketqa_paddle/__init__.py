@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rocketqa_paddle.models import CrossModel, DualModel
+    from rocketqa_paddle.toolkit import CrossModel, DualModel
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "available_models", "load_model"]
@@ -18,18 +18,18 @@ __all__ = ["__version__", "available_models", "load_model"]
 
 def available_models() -> list[str]:
     """The names of the published models, for `load_model`. `rocketqa models` tells more of them."""
-    from rocketqa_paddle import hub
+    from rocketqa_paddle.checkpoints.folder import published
 
-    return hub.available_models()
+    return published.available_models()
 
 
 def load_model(
     model: str | Path, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
 ) -> DualModel | CrossModel:
-    """Load a model by name, file or folder. See `rocketqa_paddle.models.load_model`."""
-    from rocketqa_paddle import device
+    """Load a model by name, file or folder. See `rocketqa_paddle.toolkit.load_model`."""
+    from rocketqa_paddle.runtime import device
 
     device.import_paddle()
-    from rocketqa_paddle import models
+    from rocketqa_paddle import toolkit
 
-    return models.load_model(model, use_cuda=use_cuda, device_id=device_id, batch_size=batch_size)
+    return toolkit.load_model(model, use_cuda=use_cuda, device_id=device_id, batch_size=batch_size)

@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 from paddle import Tensor
 
 from rocketqa_paddle import losses
-from rocketqa_paddle.checkpoints import Checkpoint
+from rocketqa_paddle.networks.encoders import Checkpoint
+from rocketqa_paddle.networks.forward import passage_vectors, query_vectors
 from rocketqa_paddle.records import Group
-from rocketqa_paddle.scoring import passage_vectors, query_vectors
 
 Example = TypeVar("Example")
 

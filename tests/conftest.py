@@ -13,7 +13,7 @@ import random
 import string
 from pathlib import Path
 
-from rocketqa_paddle.device import import_paddle, tune_cpu
+from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more
 tune_cpu()
@@ -25,9 +25,9 @@ import pytest  # noqa: E402
 import toy  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from rocketqa_paddle.ernie import ErnieConfig  # noqa: E402
+from rocketqa_paddle.networks.ernie import ErnieConfig  # noqa: E402
+from rocketqa_paddle.networks.tokenization import SPECIAL_TOKENS, Tokenizer  # noqa: E402
 from rocketqa_paddle.records import Collection, Passage, Query, Split  # noqa: E402
-from rocketqa_paddle.tokenization import SPECIAL_TOKENS, Tokenizer  # noqa: E402
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")

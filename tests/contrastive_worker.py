@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rocketqa_paddle.device import import_paddle, tune_cpu
+from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 
 tune_cpu()
 import_paddle()
@@ -19,11 +19,12 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import toy  # noqa: E402
 
-from rocketqa_paddle import contrastive, distributed  # noqa: E402
-from rocketqa_paddle.config import StageSettings  # noqa: E402
+from rocketqa_paddle import contrastive  # noqa: E402
 from rocketqa_paddle.contrastive import Contrastive  # noqa: E402
-from rocketqa_paddle.mining import Miner  # noqa: E402
-from rocketqa_paddle.trainer import MetricsLog, Trainer  # noqa: E402
+from rocketqa_paddle.mining.miner import Miner  # noqa: E402
+from rocketqa_paddle.runtime import distributed  # noqa: E402
+from rocketqa_paddle.settings import StageSettings  # noqa: E402
+from rocketqa_paddle.training.trainer import MetricsLog, Trainer  # noqa: E402
 
 GLOBAL_BATCH = 8
 CASES = {

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rocketqa_paddle.device import import_paddle, tune_cpu
+from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 
 tune_cpu()
 import_paddle()
@@ -21,13 +21,15 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import toy  # noqa: E402
 
-from rocketqa_paddle import distributed, losses, retrieval  # noqa: E402
-from rocketqa_paddle.config import OptimizerSettings, StageSettings  # noqa: E402
-from rocketqa_paddle.mining import Miner  # noqa: E402
+from rocketqa_paddle import losses  # noqa: E402
+from rocketqa_paddle.mining.miner import Miner  # noqa: E402
+from rocketqa_paddle.networks.forward import reranker_scores, retriever_scores  # noqa: E402
 from rocketqa_paddle.records import Group  # noqa: E402
-from rocketqa_paddle.retrieval import CorpusIndex  # noqa: E402
-from rocketqa_paddle.scoring import reranker_scores, retriever_scores  # noqa: E402
-from rocketqa_paddle.trainer import MetricsLog, Trainer  # noqa: E402
+from rocketqa_paddle.runtime import distributed  # noqa: E402
+from rocketqa_paddle.search import retrieval  # noqa: E402
+from rocketqa_paddle.search.retrieval import CorpusIndex  # noqa: E402
+from rocketqa_paddle.settings import OptimizerSettings, StageSettings  # noqa: E402
+from rocketqa_paddle.training.trainer import MetricsLog, Trainer  # noqa: E402
 
 GLOBAL_BATCH = 6
 

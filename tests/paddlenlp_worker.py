@@ -25,11 +25,12 @@ from paddlenlp import transformers
 from paddlenlp.transformers.semantic_search.modeling import ErnieCrossEncoder, ErnieDualEncoder, ErnieEncoder
 from reference import Sizes
 
-from rocketqa_paddle import convert, retrieval
-from rocketqa_paddle.checkpoints import Checkpoint, load_arrays
-from rocketqa_paddle.convert import paddlenlp
-from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
-from rocketqa_paddle.tokenization import Tokenizer
+from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints.formats import paddlenlp
+from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
+from rocketqa_paddle.networks.parameters import load_arrays
+from rocketqa_paddle.networks.tokenization import Tokenizer
+from rocketqa_paddle.search import retrieval
 
 QUERIES = ["what is the moon ?", "Paris: capital " * 9, "  TIDES   café 检索", "x" * 101, ""]
 TITLES = ["", "Paris", "the moon", "北京", "a"]

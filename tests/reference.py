@@ -207,7 +207,7 @@ def kl(target: np.ndarray, other: np.ndarray) -> float:
 
 
 def package_name(variable: str) -> str:
-    """What `rocketqa_paddle.ernie.Ernie` calls an encoder variable (given without prefix)."""
+    """What `rocketqa_paddle.networks.ernie.Ernie` calls an encoder variable (given without prefix)."""
     for theirs, ours in {
         "word_embedding": "word_embedding.weight",
         "pos_embedding": "position_embedding.weight",

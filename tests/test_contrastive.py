@@ -13,11 +13,12 @@ import pytest
 import reference
 import toy
 
-from rocketqa_paddle import contrastive, retrieval
-from rocketqa_paddle.config import StageSettings
-from rocketqa_paddle.mining import Miner
+from rocketqa_paddle import contrastive
+from rocketqa_paddle.mining.miner import Miner
 from rocketqa_paddle.records import Group
-from rocketqa_paddle.trainer import MetricsLog, Trainer
+from rocketqa_paddle.search import retrieval
+from rocketqa_paddle.settings import StageSettings
+from rocketqa_paddle.training.trainer import MetricsLog, Trainer
 
 Arrays = Mapping[str, np.ndarray]
 

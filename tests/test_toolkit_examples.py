@@ -17,12 +17,11 @@ import paddle
 import pytest
 
 import rocketqa_paddle as rocketqa
-from rocketqa_paddle.checkpoints import Checkpoint
-from rocketqa_paddle.convert import reference
-from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
-from rocketqa_paddle.ernie import ErnieConfig
-from rocketqa_paddle.models import CrossModel, DualModel
-from rocketqa_paddle.tokenization import SPECIAL_TOKENS, Tokenizer
+from rocketqa_paddle.checkpoints.formats import reference
+from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
+from rocketqa_paddle.networks.ernie import ErnieConfig
+from rocketqa_paddle.networks.tokenization import SPECIAL_TOKENS, Tokenizer
+from rocketqa_paddle.toolkit import CrossModel, DualModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "rocketqa_examples"
 WORDS = ("微信", "苹果", "北京", "天气", "法定节日", "高铁", "牛奶", "app", "QQ 号", "( )", "1999年")

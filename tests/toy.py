@@ -15,9 +15,14 @@ from typing import Any
 
 from reference import Sizes
 
-from rocketqa_paddle import checkpoints, formats
-from rocketqa_paddle.checkpoints import Checkpoint
-from rocketqa_paddle.config import (
+from rocketqa_paddle import checkpoints
+from rocketqa_paddle.data import formats
+from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
+from rocketqa_paddle.networks.ernie import ErnieConfig
+from rocketqa_paddle.networks.tokenization import SPECIAL_TOKENS, Tokenizer
+from rocketqa_paddle.records import Collection, Passage, Query, Split
+from rocketqa_paddle.search.retrieval import CorpusIndex
+from rocketqa_paddle.settings import (
     DataSettings,
     EvaluationSettings,
     GroupSettings,
@@ -29,11 +34,6 @@ from rocketqa_paddle.config import (
     RocketQAv2Settings,
     WarmupSettings,
 )
-from rocketqa_paddle.encoders import CrossEncoder, DualEncoder
-from rocketqa_paddle.ernie import ErnieConfig
-from rocketqa_paddle.records import Collection, Passage, Query, Split
-from rocketqa_paddle.retrieval import CorpusIndex
-from rocketqa_paddle.tokenization import SPECIAL_TOKENS, Tokenizer
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "blue", "green", "white", "black", "brown")

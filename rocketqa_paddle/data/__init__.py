@@ -1,0 +1,1 @@
+"""Files of text in and out, and records of them."""

@@ -1,0 +1,1 @@
+"""Texts in, vectors and scores out: the encoders and what they read."""

@@ -1,0 +1,114 @@
+"""What a run reads: which queries are whose, and what names it all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import toy
+
+from rocketqa_paddle.data import dataset, formats
+from rocketqa_paddle.settings import DataSettings
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return toy.write(tmp_path / "toy")
+
+
+def load(folder, **settings) -> dataset.Dataset:
+    return dataset.load(DataSettings(folder=str(folder), **settings))
+
+
+def add(path, *lines) -> None:
+    path.write_text(path.read_text() + "".join(f"{line}\n" for line in lines))
+
+
+def test_each_unlabelled_text_stands_once_and_is_nobody_elses(folder):
+    """Ids say nothing: files may number their queries alike."""
+    queries = folder / "unlabelled.query.txt"
+    of = {name: formats.read_collection(folder, [name]).splits[name].queries for name in ("train", "dev")}
+    texts = [next(iter(of[name].values())).text for name in ("train", "dev")]
+    add(
+        queries,
+        f"x1\t{texts[0].upper()}",
+        f"x2\t {texts[1]}",
+        "x3\tlook for  some RED horse",
+        "x4\tlook for some red horse",
+    )
+    before = len(toy.collection().splits["unlabelled"].queries)
+    loaded = load(folder, unlabelled="unlabelled", tests=["test"])
+    assert len(loaded.unlabelled.queries) in (before, before + 1)  # the collection may ask for a red horse
+    keys = [query.key for query in loaded.unlabelled.queries.values()]
+    assert len(keys) == len(set(keys))
+    assert not {"x1", "x2", "x4"} & loaded.unlabelled.queries.keys()
+    assert loaded.unlabelled.qrels == {}
+    assert [note.partition(" unlabelled queries ")[2] for note in loaded.notes] == [
+        "are labelled training queries, too: left out",
+        "are dev or test queries: left out",
+        "stand there twice: left out",
+    ]
+
+
+def test_judgements_of_unlabelled_queries_are_not_read(folder):
+    (folder / "qrels.unlabelled.tsv").write_text("no judgement at all\n")
+    assert len(load(folder, unlabelled="unlabelled").unlabelled.queries) == 10
+
+
+@pytest.mark.parametrize("file", ["unlabelled.jsonl", "qrels/unlabelled.tsv"])
+def test_unlabelled_queries_of_a_beir_folder(tmp_path, file):
+    collection = toy.collection()
+    (tmp_path / "qrels").mkdir()
+    lines = [{"_id": p.id, "title": p.title, "text": p.text} for p in collection.passages.values()]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    every = [query for split in collection.splits.values() for query in split.queries.values()]
+    rows = "".join(json.dumps({"_id": query.id, "text": query.text}) + "\n" for query in every)
+    (tmp_path / "queries.jsonl").write_text(rows)
+    for name in ("train", "dev"):
+        qrels = [f"{q}\t{p}\t1" for q, judged in collection.splits[name].qrels.items() for p in judged]
+        (tmp_path / f"qrels/{name}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n")
+    unlabelled = collection.splits["unlabelled"].queries
+    if file.endswith("jsonl"):
+        rows = [json.dumps({"_id": query.id, "text": query.text}) for query in unlabelled.values()]
+    else:
+        rows = ["query-id\tcorpus-id\tscore", *(f"{query_id}\tp1\t0" for query_id in unlabelled)]
+    (tmp_path / file).write_text("\n".join(rows) + "\n")
+    assert load(tmp_path, unlabelled="unlabelled").unlabelled.queries == unlabelled
+
+
+def test_splits_are_cut_to_the_queries_asked_for(folder):
+    loaded = load(
+        folder,
+        tests=["test"],
+        unlabelled="train",
+        max_train_queries=12,
+        max_unlabelled_queries=9,
+        max_dev_queries=4,
+        max_test_queries=3,
+    )
+    assert len(loaded.train.queries) == len(loaded.train.qrels) == 12
+    assert len(loaded.unlabelled.queries) == 9
+    assert not loaded.unlabelled.queries.keys() & loaded.train.queries.keys()
+    assert {name: len(split.queries) for name, split in loaded.evaluated.items()} == {"dev": 4, "test": 3}
+
+
+def test_the_training_split_may_be_measured_and_unlabelled_at_once(folder):
+    loaded = load(folder, tests=["train"], unlabelled="train", max_train_queries=25)
+    assert len(loaded.unlabelled.queries) == 15
+    assert len(loaded.evaluated["train"].queries) == 40
+
+
+def test_none_is_left(folder):
+    with pytest.raises(ValueError, match="of the 40 queries of 'train' none is left .40 are labelled"):
+        load(folder, unlabelled="train")
+
+
+def test_digests_name_content_and_order(folder, tmp_path):
+    passages = list(toy.collection().passages.values())
+    digest = dataset.digest_records(passages)
+    assert digest == dataset.digest_records(load(folder).passages.values())
+    assert digest != dataset.digest_records(passages[::-1])
+    assert digest != dataset.digest_records(passages[:-1])
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    (tmp_path / "b").write_bytes(b"x" * 2_999_999 + b"y")
+    assert dataset.digest_file(tmp_path / "a") != dataset.digest_file(tmp_path / "b")

@@ -1,0 +1,159 @@
+"""Groups to scores: as one by one, in order, with the same gradients, and every query read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import paddle
+import pytest
+from paddle import Tensor, nn
+
+from rocketqa_paddle.networks import forward as scoring
+from rocketqa_paddle.networks.batching import Batch, collate
+from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
+from rocketqa_paddle.networks.ernie import ErnieConfig
+from rocketqa_paddle.networks.tokenization import Tokenizer
+from rocketqa_paddle.records import Collection, Group, Passage
+
+
+@pytest.fixture
+def groups(collection: Collection) -> list[Group]:
+    """6 groups of 5 passages, whose lengths differ: more rows than one pass takes, in no order of length."""
+    passages = list(collection.passages.values())
+    queries = list(collection.splits["train"].queries.values())[:6]
+    return [
+        Group(
+            query,
+            tuple(longer(passages[(7 * i + 3 * j) % 30], (i + 2 * j) % 4) for j in range(5)),
+            (1, 0, 0, 0, 0),
+        )
+        for i, query in enumerate(queries)
+    ]
+
+
+def longer(passage: Passage, times: int) -> Passage:
+    return Passage(passage.id, passage.title, " ".join([passage.text] * (times + 1)))
+
+
+@pytest.fixture(params=[False, True], ids=["two-towers", "shared"])
+def retriever(request: pytest.FixtureRequest, tiny_config: ErnieConfig, tokenizer: Tokenizer) -> Checkpoint:
+    network = DualEncoder(tiny_config, shared=request.param, temperature=2.0)
+    return Checkpoint(spread(network), tokenizer, {"query": 16, "passage": 40})
+
+
+@pytest.fixture(params=["logit", "classes"])
+def reranker(request: pytest.FixtureRequest, tiny_config: ErnieConfig, tokenizer: Tokenizer) -> Checkpoint:
+    network = CrossEncoder(tiny_config, head=request.param, dropout=0.0)
+    return Checkpoint(spread(network), tokenizer, {"pair": 48})
+
+
+def spread(network: nn.Layer) -> nn.Layer:
+    """Weights of ordinary size: at their initial values all scores are nearly alike."""
+    for parameter in network.parameters():
+        parameter.set_value(parameter + 0.2 * paddle.randn(parameter.shape))
+    return network
+
+
+def naive_retriever_scores(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
+    network, tokenizer = retriever.network, retriever.tokenizer
+
+    def score(group: Group, passage: Passage) -> Tensor:
+        query = tokenizer.pack_queries([group.query.text], 16)
+        text = tokenizer.pack_passages([passage.title], [passage.text], 40)
+        vectors = network.encode_queries(collate(query, 0)), network.encode_passages(collate(text, 0))
+        return (vectors[0] * vectors[1]).sum()
+
+    return paddle.stack([paddle.stack([score(group, p) for p in group.passages]) for group in groups])
+
+
+def naive_reranker_scores(reranker: Checkpoint, groups: Sequence[Group]) -> Tensor:
+    def score(group: Group, passage: Passage) -> Tensor:
+        pair = reranker.tokenizer.pack_pairs([group.query.text], [passage.title], [passage.text], 48)
+        return reranker.network(collate(pair, 0))[0]
+
+    return paddle.stack([paddle.stack([score(group, p) for p in group.passages]) for group in groups])
+
+
+Scorer = Callable[[Checkpoint, Sequence[Group]], Tensor]
+
+
+def assert_equal_scores_and_gradients(
+    checkpoint: Checkpoint, groups: Sequence[Group], scorer: Scorer, naive: Scorer
+) -> None:
+    results = []
+    for score in (scorer, naive):
+        scores = score(checkpoint, groups)
+        (scores**2).mean().backward()
+        gradients = [parameter.grad.numpy() for parameter in checkpoint.network.parameters()]
+        checkpoint.network.clear_gradients()
+        results.append((scores.numpy(), gradients))
+    (given, given_gradients), (expected, expected_gradients) = results
+    assert given.shape == (len(groups), 5)
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4)
+    for one, other in zip(given_gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * max(1, np.abs(other).max()))
+
+
+def test_retriever_scores_equal_those_one_by_one(retriever: Checkpoint, groups: list[Group]) -> None:
+    assert_equal_scores_and_gradients(retriever, groups, scoring.retriever_scores, naive_retriever_scores)
+
+
+def test_reranker_scores_equal_those_one_by_one(reranker: Checkpoint, groups: list[Group]) -> None:
+    assert_equal_scores_and_gradients(reranker, groups, scoring.reranker_scores, naive_reranker_scores)
+
+
+def test_every_query_is_encoded_once_a_group_and_every_passage_once(
+    retriever: Checkpoint, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"encode_queries": 0, "encode_passages": 0}
+    for name in rows:
+        encode = getattr(retriever.network, name)
+
+        def count(batch: Batch, name: str = name, encode: Callable[[Batch], Tensor] = encode) -> Tensor:
+            rows[name] += len(batch.token_ids)
+            return encode(batch)
+
+        monkeypatch.setattr(retriever.network, name, count)
+    scoring.retriever_scores(retriever, groups)
+    assert rows == {"encode_queries": 6, "encode_passages": 30}
+
+
+def test_passes_on_a_cpu_hold_rows_of_like_length(
+    reranker: Checkpoint, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[Batch] = []
+    monkeypatch.setattr(scoring, "collate", lambda *args: batches.append(collate(*args)) or batches[-1])
+    scoring.reranker_scores(reranker, groups)
+    assert sum(len(batch.token_ids) for batch in batches) == 30
+    assert len(batches) > 1
+    widths = [batch.token_ids.shape[1] for batch in batches]
+    assert widths == sorted(widths, reverse=True) and widths[0] > widths[-1]
+
+
+def test_query_and_passage_vectors_come_in_order(retriever: Checkpoint, groups: list[Group]) -> None:
+    passages = [passage for group in groups for passage in group.passages]
+    vectors = scoring.passage_vectors(retriever, passages).numpy()
+    assert vectors.shape == (30, 32)
+    for i in (0, 13, 29):
+        np.testing.assert_allclose(
+            scoring.passage_vectors(retriever, [passages[i]]).numpy()[0], vectors[i], atol=1e-5
+        )
+    queries = scoring.query_vectors(retriever, groups).numpy()
+    np.testing.assert_allclose(
+        scoring.query_vectors(retriever, groups[4:5]).numpy()[0], queries[4], atol=1e-5
+    )
+
+
+def test_groups_of_unequal_sizes_are_refused(
+    retriever: Checkpoint, reranker: Checkpoint, groups: list[Group]
+) -> None:
+    passages = groups[0].passages + groups[1].passages
+    ragged = [Group(groups[0].query, passages[:3], (1,) * 3), Group(groups[1].query, passages[3:], (1,) * 7)]
+    for score, checkpoint in (
+        (scoring.retriever_scores, retriever),
+        (scoring.reranker_scores, reranker),
+    ):
+        with pytest.raises((AssertionError, ValueError)):
+            score(checkpoint, ragged)

@@ -1,0 +1,139 @@
+"""Two processes, started as users start them, do what one does."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import distributed_worker
+import numpy as np
+import pytest
+import toy
+
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.search.index import VectorIndex, read_texts
+
+# They add the same to a whole softmax: no gradient but rounding, which Adam blows up to a step.
+NO_GRADIENT = (
+    "key.bias",
+    "retriever.passage.layers.1.ffn_norm.bias",
+    "reranker.ernie.layers.1.ffn_norm.bias",
+    "reranker.output.bias",
+)
+TIMEOUT = 90  # seconds; the launcher would wait for a hanging rank for ever
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process, this one, computes."""
+    folder = tmp_path_factory.mktemp("one")
+    found, arrays = distributed_worker.work(folder)
+    return folder, json.loads(json.dumps(found)), arrays
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two ranks computes."""
+    folder = tmp_path_factory.mktemp("two")
+    launch = (sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2")
+    worker = toy.ROOT / "tests" / "distributed_worker.py"
+    done = toy.run(*launch, "--log_dir", folder / "log", worker, folder, cwd=folder, timeout=TIMEOUT)
+    logs = [path.read_text() for path in sorted((folder / "log").glob("workerlog.*"))]
+    assert done.returncode == 0, "\n".join(log[-3000:] for log in logs)
+    found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return folder, found, [np.load(folder / f"rank-{rank}.npz") for rank in range(2)]
+
+
+def test_one_process_needs_no_others():
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.gather("x") == ["x"]
+    assert list(distributed.shard([1, 2, 3])) == [1, 2, 3]
+    distributed.init()
+    distributed.barrier()
+    distributed.average_gradients([])
+    distributed.broadcast_parameters([])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 8, 97])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_shards_cover_everything_evenly(monkeypatch, count, ranks):
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    parts = []
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(list(distributed.shard(range(count))))
+    assert [item for part in parts for item in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_two_ranks_shard_and_gather(two):
+    _, found, _ = two
+    assert [ours["rank"] for ours in found] == [[0, 2, True], [1, 2, False]]
+    assert found[0]["shards"] == found[1]["shards"]
+    for count, parts in enumerate(found[0]["shards"]):
+        assert len(parts) == 2
+        assert [item for part in parts for item in part] == list(range(count))
+    expected = [{"rank": 0, "text": ""}, {"rank": 1, "text": "π" * 1000}]  # of unequal size
+    assert found[0]["gathered"] == found[1]["gathered"] == expected
+
+
+@pytest.mark.parametrize("name", ["search", "loaded search", "rerank", "small search", "small rerank"])
+def test_two_ranks_find_what_one_finds(one, two, name):
+    expected = one[1][name]
+    assert sum(map(len, expected.values())) > 0
+    for found in two[1]:
+        assert list(found[name]) == list(expected)
+        for query, hits in expected.items():
+            assert [hit[:2] for hit in found[name][query]] == [hit[:2] for hit in hits], query
+            scores = [[hit[2] for hit in side] for side in (found[name][query], hits)]
+            np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["index", "small"])
+def test_two_ranks_save_one_whole_index(one, two, name):
+    ours, theirs = (VectorIndex.load(result[0] / name, "0123") for result in (one, two))
+    assert theirs.ids == ours.ids
+    everything = np.eye(16, dtype=np.float32)
+    np.testing.assert_allclose(
+        theirs.search(everything, 60)[0], ours.search(everything, 60)[0], rtol=1e-4, atol=1e-4
+    )
+    assert read_texts(two[0] / name, theirs.ids) == read_texts(one[0] / name, ours.ids)
+
+
+def test_gradients_are_averaged_and_a_missing_one_counts_as_zero(two):
+    for arrays in two[2]:
+        assert np.array_equal(arrays["gradient.first"], np.full((2, 3), 2.0))
+        assert np.array_equal(arrays["gradient.second"], np.arange(4.0))
+
+
+def test_every_rank_starts_from_the_parameters_of_rank_0(one, two):
+    names = [name for name in one[2] if name.startswith("before.")]
+    assert len(names) > 90
+    for arrays in two[2]:
+        for name in names:
+            assert np.array_equal(arrays[name], one[2][name]), name
+
+
+def test_two_ranks_train_as_one_with_twice_the_batch(one, two):
+    ranks = two[2]
+    moved = 0
+    for name, expected in one[2].items():
+        if not name.startswith("after."):
+            continue
+        assert np.array_equal(ranks[0][name], ranks[1][name]), name
+        if name.endswith(NO_GRADIENT):
+            continue
+        tolerance = 1e-6 + 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(ranks[0][name], expected, rtol=0, atol=tolerance, err_msg=name)
+        moved += np.abs(expected - one[2][name.replace("after.", "before.")]).max() > 1e-4
+    assert moved > 80
+
+
+def test_only_rank_0_writes(one, two):
+    folder = two[0]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 8]
+    theirs = [json.loads(line) for line in (one[0] / "metrics.jsonl").read_text().splitlines()]
+    for ours, other in zip(rows, theirs, strict=True):
+        assert ours["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+    assert json.loads((folder / "last" / "state.json").read_text())["step"] == 8

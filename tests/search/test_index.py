@@ -1,0 +1,204 @@
+"""The vector index: exact search, and folders that open only with what made them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from rocketqa_paddle.records import Passage
+from rocketqa_paddle.search.index import VectorIndex, read_texts, write_texts
+
+IDS = [f"p{i}" for i in range(20)]
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, vectors: np.ndarray) -> Path:
+    VectorIndex(vectors, IDS, model="made-me").save(tmp_path)
+    return tmp_path
+
+
+# Search -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_search_is_exact(vectors: np.ndarray, k: int) -> None:
+    queries = np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32)
+    scores, rows = VectorIndex(vectors, IDS).search(queries, k)
+    products = queries @ vectors.T
+    best = np.argsort(-products, axis=1)[:, :k]
+    np.testing.assert_array_equal(rows, best)
+    np.testing.assert_allclose(scores, np.take_along_axis(products, best, axis=1), rtol=1e-5)
+
+
+def test_search_for_more_than_there_are_gives_all(vectors: np.ndarray) -> None:
+    scores, rows = VectorIndex(vectors, IDS).search(vectors[:2], 50)
+    assert scores.shape == rows.shape == (2, 20)
+    assert sorted(rows[0]) == list(range(20))
+
+
+def test_any_float_array_in_any_memory_order_is_indexed(vectors: np.ndarray) -> None:
+    expected = VectorIndex(vectors, IDS).search(vectors, 3)[1]
+    for given in (vectors.astype(np.float64), np.asfortranarray(vectors), vectors.repeat(2, axis=0)[::2]):
+        np.testing.assert_array_equal(VectorIndex(given, IDS).search(given, 3)[1], expected)
+
+
+def test_queries_of_another_dimension_are_refused(vectors: np.ndarray) -> None:
+    index = VectorIndex(vectors, IDS)
+    assert (len(index), index.dimension) == (20, 8)
+    with pytest.raises(ValueError, match="queries have 9 dimensions, the index 8"):
+        index.search(np.zeros((1, 9), np.float32), 3)
+
+
+def test_an_index_needs_a_vector_for_every_id_and_one_at_least(vectors: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="20 vectors for 19 passage ids"):
+        VectorIndex(vectors, IDS[:-1])
+    with pytest.raises(ValueError, match="an index needs at least one passage"):
+        VectorIndex(vectors[:0], [])
+
+
+def test_vectors_that_are_no_numbers_are_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="not a number|NaN|nan"):
+        VectorIndex(vectors, IDS).search(np.full((1, 8), np.nan, np.float32), 3)
+
+
+# Folders ----------------------------------------------------------------------------------------
+
+
+def test_a_saved_index_searches_the_same(folder: Path, vectors: np.ndarray) -> None:
+    loaded = VectorIndex.load(folder, "made-me")
+    assert (loaded.ids, loaded.model, loaded.dimension, len(loaded)) == (IDS, "made-me", 8, 20)
+    for given, expected in zip(
+        loaded.search(vectors, 4), VectorIndex(vectors, IDS).search(vectors, 4), strict=True
+    ):
+        np.testing.assert_array_equal(given, expected)
+
+
+def test_the_label_on_the_box(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {"index.faiss", "ids.txt", "meta.json"}
+    assert json.loads((folder / "meta.json").read_text()) == {
+        "format_version": 1,
+        "dimension": 8,
+        "metric": "inner_product",
+        "count": 20,
+        "model": "made-me",
+    }
+
+
+def test_ids_of_any_script_and_with_spaces_come_back(tmp_path: Path) -> None:
+    ids = ["a b", " padded ", "检索", "é", "a\tb", "https://x.org/#1", ""]
+    VectorIndex(np.eye(7, dtype=np.float32), ids).save(tmp_path)
+    assert VectorIndex.load(tmp_path).ids == ids
+
+
+@pytest.mark.parametrize("odd", ["a\x0bb", "a\x85b", "a\u2028b", "a\x1cb"])
+def test_ids_with_unusual_separators_come_back(tmp_path: Path, odd: str) -> None:
+    VectorIndex(np.eye(2, dtype=np.float32), [odd, "c"]).save(tmp_path)
+    assert VectorIndex.load(tmp_path).ids == [odd, "c"]
+
+
+def test_a_loaded_index_can_be_saved_where_it_came_from(folder: Path, vectors: np.ndarray) -> None:
+    VectorIndex.load(folder).save(folder)
+    again = VectorIndex.load(folder, "made-me")
+    np.testing.assert_array_equal(again.vectors(0, 20), vectors)
+    assert {path.name for path in folder.iterdir()} == {"index.faiss", "ids.txt", "meta.json"}
+
+
+@pytest.mark.skipif(not hasattr(faiss, "IO_FLAG_MMAP_IFC"), reason="faiss before 1.11 reads them")
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="not Linux")
+def test_vectors_are_mapped_from_the_file(tmp_path: Path) -> None:
+    """So that all processes of a machine share them."""
+    vectors = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
+    VectorIndex(vectors, [f"p{i}" for i in range(1000)]).save(tmp_path)
+    index = VectorIndex.load(tmp_path)
+    assert str(tmp_path / "index.faiss") in Path("/proc/self/maps").read_text()
+    np.testing.assert_array_equal(index.vectors(990, 10), vectors[990:])
+
+
+def test_vectors_are_read_where_they_cannot_be_mapped(folder: Path, vectors: np.ndarray, monkeypatch) -> None:
+    read = faiss.read_index
+
+    def without_mapping(path: str, flag: int) -> faiss.Index:
+        if flag:
+            raise RuntimeError("could not mmap()")
+        return read(path, flag)
+
+    monkeypatch.setattr(faiss, "read_index", without_mapping)
+    np.testing.assert_array_equal(VectorIndex.load(folder).vectors(0, 20), vectors)
+
+
+def test_another_model_is_refused_and_no_model_is_not_checked(folder: Path) -> None:
+    with pytest.raises(ValueError, match="made by model made-me, but the checkpoint is other"):
+        VectorIndex.load(folder, "other")
+    assert len(VectorIndex.load(folder)) == 20
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "ids.txt", "meta.json"])
+def test_a_folder_without_a_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name}: not there; make an index"):
+        VectorIndex.load(folder)
+
+
+def test_a_folder_that_disagrees_with_itself_is_refused(folder: Path) -> None:
+    (folder / "ids.txt").write_text("".join(f"{i}\n" for i in IDS[:-1]))
+    with pytest.raises(ValueError, match="20 vectors and 19 ids .*the folder is damaged"):
+        VectorIndex.load(folder)
+    (folder / "ids.txt").write_text("".join(f"{i}\n" for i in IDS))
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "count": 21}))
+    with pytest.raises(ValueError, match="'count': 21, .*20 vectors and 20 ids"):
+        VectorIndex.load(folder)
+
+
+@pytest.mark.parametrize("name, text", [("index.faiss", "cut off"), ("meta.json", "{"), ("meta.json", "{}")])
+def test_a_damaged_file_is_named(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=str(folder)):
+        VectorIndex.load(folder, "made-me")
+
+
+def test_a_file_that_is_cut_off_is_named(folder: Path) -> None:
+    path = folder / "index.faiss"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="index.faiss is damaged, build the index again"):
+        VectorIndex.load(folder, "made-me")
+
+
+@pytest.mark.parametrize("change", [{"format_version": 2}, {"dimension": 9}, {"metric": "l2"}])
+def test_a_label_that_does_not_fit_is_refused(folder: Path, change: dict) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, **change}))
+    with pytest.raises(ValueError, match=str(folder)):
+        VectorIndex.load(folder)
+
+
+# Texts ------------------------------------------------------------------------------------------
+
+
+def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
+    passages = [
+        Passage("1", "a\ttitle", "two\nlines\r\nand \u2028 more"),
+        Passage("two words", "", '"quotes" and \\ and \x00'),
+        Passage("三", "检索", "🚀 é"),
+    ]
+    write_texts(tmp_path, iter(passages))
+    assert read_texts(tmp_path, {p.id for p in passages}) == {p.id: p for p in passages}
+
+
+def test_only_the_texts_asked_for_are_read(tmp_path: Path) -> None:
+    write_texts(tmp_path, [Passage(i, "", i) for i in "abc"])
+    assert read_texts(tmp_path, {"b", "z"}) == {"b": Passage("b", "", "b")}
+
+
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="passages.jsonl: not there; make the index with"):
+        read_texts(tmp_path, {"a"})

@@ -1,0 +1,297 @@
+"""Corpus → vectors → hits: order, agreement with plain NumPy, and parts that join up to the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rocketqa_paddle.records import Hit, Passage, Query
+from rocketqa_paddle.search import retrieval
+from rocketqa_paddle.search.index import VectorIndex, read_texts
+
+COLLECTION = toy.collection()
+PASSAGES = COLLECTION.passages
+# Texts of 0 to 40 words, so that buckets differ in length and some texts are cut
+TEXTS = [" ".join([passage.text] * (i % 4)) for i, passage in enumerate(PASSAGES.values())]
+TITLES = [passage.title for passage in PASSAGES.values()]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return toy.tokenizer(tmp_path_factory.mktemp("vocabulary"))
+
+
+@pytest.fixture(scope="module", params=["cls", "mean"])
+def retriever(request, tokens):
+    return toy.dual(tokens, pooling=request.param, dropout=0.2)
+
+
+@pytest.fixture(scope="module")
+def reranker(tokens):
+    return toy.cross(tokens, dropout=0.2)
+
+
+# Encoding -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_encoding_in_buckets_equals_one_by_one(retriever, batch_size):
+    queries = [query.text for query in COLLECTION.splits["train"].queries.values()]
+    both = [
+        (
+            retrieval.encode_passages(retriever, TITLES, TEXTS, batch_size=batch_size),
+            [retrieval.encode_passages(retriever, [a], [b]) for a, b in zip(TITLES, TEXTS, strict=True)],
+        ),
+        (
+            retrieval.encode_queries(retriever, queries, batch_size=batch_size),
+            [retrieval.encode_queries(retriever, [query]) for query in queries],
+        ),
+    ]
+    for together, alone in both:
+        assert together.dtype == np.float32
+        assert together.shape == (len(alone), 16)
+        assert len(np.unique(together.round(4), axis=0)) > len(alone) / 2  # else the order could not show
+        np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+
+
+def test_scoring_in_buckets_equals_one_by_one(reranker):
+    queries = [f"where is the {colour} {animal}" for colour, animal in toy.PAIRS]
+    together = retrieval.score_pairs(reranker, queries, TITLES, TEXTS, batch_size=8)
+    alone = [
+        retrieval.score_pairs(reranker, [query], [title], [text])
+        for query, title, text in zip(queries, TITLES, TEXTS, strict=True)
+    ]
+    assert together.shape == (60,)
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+
+
+def test_more_rows_than_are_tokenised_together(retriever, monkeypatch):
+    whole = retrieval.encode_passages(retriever, TITLES, TEXTS)
+    monkeypatch.setattr(retrieval, "_CHUNK", 13)
+    np.testing.assert_allclose(retrieval.encode_passages(retriever, TITLES, TEXTS), whole, atol=1e-5)
+
+
+def test_no_rows_at_all(retriever):
+    assert retrieval.encode_queries(retriever, []).shape == (0, 16)
+
+
+def test_no_dropout_while_encoding_and_training_goes_on_after(retriever):
+    retriever.network.train()
+    first = retrieval.encode_passages(retriever, TITLES, TEXTS)
+    assert retriever.network.training
+    assert np.array_equal(retrieval.encode_passages(retriever, TITLES, TEXTS), first)
+    retriever.network.eval()
+    retrieval.encode_passages(retriever, TITLES, TEXTS)
+    assert not retriever.network.training
+
+
+# Search -------------------------------------------------------------------------------------------
+
+
+def brute_force(retriever, queries, k):
+    vectors = retrieval.encode_queries(retriever, [query.text for query in queries.values()])
+    columns = zip(*((p.title, p.text) for p in PASSAGES.values()), strict=True)
+    scores = vectors @ retrieval.encode_passages(retriever, *columns).T
+    ids = list(PASSAGES)
+    return {
+        query: [(ids[row], line[row]) for row in np.argsort(-line, kind="stable")[:k]]
+        for query, line in zip(queries, scores, strict=True)
+    }
+
+
+@pytest.mark.parametrize("k", [1, 10, 60, 100])
+def test_search_equals_brute_force(retriever, k):
+    queries = COLLECTION.splits["dev"].queries
+    run = retrieval.CorpusIndex(retriever, PASSAGES, progress="").search(queries, k)
+    expected = brute_force(retriever, queries, k)
+    assert list(run) == list(queries)
+    for query_id, hits in run.items():
+        assert [hit.passage_id for hit in hits] == [passage_id for passage_id, _ in expected[query_id]]
+        assert [hit.rank for hit in hits] == list(range(1, min(k, 60) + 1))
+        assert {hit.query_id for hit in hits} == {query_id}
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], [s for _, s in expected[query_id]], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_more_queries_than_are_searched_together(retriever, monkeypatch):
+    queries = COLLECTION.splits["train"].queries
+    index = retrieval.CorpusIndex(retriever, PASSAGES, progress="")
+    whole = index.search(queries, 5)
+    monkeypatch.setattr(retrieval, "_QUERY_BLOCK", 7)
+    assert list(index.search(queries, 5)) == list(queries)
+    for query_id, hits in index.search(queries, 5).items():
+        assert [hit.passage_id for hit in hits] == [hit.passage_id for hit in whole[query_id]]
+
+
+def test_an_empty_corpus_is_refused(retriever):
+    with pytest.raises(ValueError, match="the corpus is empty"):
+        retrieval.CorpusIndex(retriever, {})
+
+
+def test_a_saved_index_is_the_same_again(retriever, tmp_path):
+    queries = COLLECTION.splits["dev"].queries
+    index = retrieval.CorpusIndex(retriever, PASSAGES, progress="")
+    index.save(tmp_path / "index", retriever.digest())
+    again = retrieval.CorpusIndex.load(tmp_path / "index", retriever, PASSAGES)
+    assert again.search(queries, 20) == index.search(queries, 20)
+    again.save(tmp_path / "copy", retriever.digest())
+    files = ("index.faiss", "ids.txt", "meta.json", "passages.jsonl")
+    for name in files:
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "index" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("model", ValueError, "made by model"),
+        ("text", ValueError, "the index of another corpus"),
+        ("order", ValueError, "the index of another corpus"),
+        ("fewer", ValueError, "the index of another corpus"),
+        ("texts", FileNotFoundError, "passages.jsonl"),
+        ("nothing", FileNotFoundError, "meta.json"),
+    ],
+)
+def test_an_index_of_something_else_is_refused(retriever, tokens, tmp_path, change, error, message):
+    retrieval.CorpusIndex(retriever, PASSAGES, progress="").save(tmp_path / "index", retriever.digest())
+    passages = dict(PASSAGES)
+    if change == "model":
+        retriever = toy.dual(tokens, pooling="mean", normalize=True)
+    elif change == "text":
+        passages["p3"] = dataclasses.replace(passages["p3"], text="something else")
+    elif change == "order":
+        passages = dict(reversed(passages.items()))
+    elif change == "fewer":
+        del passages["p3"]
+    elif change == "texts":
+        (tmp_path / "index" / "passages.jsonl").unlink()
+    folder = tmp_path / ("nowhere" if change == "nothing" else "index")
+    with pytest.raises(error, match=message):
+        retrieval.CorpusIndex.load(folder, retriever, passages)
+
+
+def test_a_saved_index_opens(retriever, tmp_path):
+    passages = {**PASSAGES, "odd": Passage("odd", 'tab\t"', "line\nend \u2028 π")}
+    index = retrieval.CorpusIndex(retriever, passages, progress="")
+    index.save(tmp_path / "index", "0123")
+    opened = VectorIndex.load(tmp_path / "index", "0123")
+    assert opened.ids == list(passages)
+    assert read_texts(tmp_path / "index", {"p3", "odd"}) == {"p3": passages["p3"], "odd": passages["odd"]}
+    queries = COLLECTION.splits["dev"].queries
+    vectors = retrieval.encode_queries(retriever, [query.text for query in queries.values()])
+    assert retrieval.search(opened, vectors, list(queries), 9) == index.search(queries, 9)
+    with pytest.raises(ValueError, match="made by model 0123, but the checkpoint is 4567"):
+        VectorIndex.load(tmp_path / "index", "4567")
+
+
+def test_saving_takes_the_place_of_an_older_index(retriever, tmp_path):
+    for count in (60, 10):
+        passages = dict(list(PASSAGES.items())[:count])
+        retrieval.CorpusIndex(retriever, passages, progress="").save(tmp_path / "index", "m")
+    assert len(VectorIndex.load(tmp_path / "index")) == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+# Parts that join up -------------------------------------------------------------------------------
+
+scores = st.floats(-10, 10, allow_nan=False, width=32)
+
+
+@given(
+    table=st.lists(st.lists(scores, min_size=9, max_size=9, unique=True), min_size=1, max_size=4),
+    owner=st.lists(st.integers(0, 2), min_size=9, max_size=9),
+    k=st.integers(1, 12),
+)
+def test_merged_parts_equal_the_whole(table, owner, k):
+    """A passage lives in one part; every part finds its own `k` best."""
+
+    def best_of(rows):
+        run = {}
+        for number, line in enumerate(table):
+            ranked = sorted(rows, key=lambda row: -line[row])[:k]
+            if ranked:
+                run[f"q{number}"] = retrieval.to_hits(
+                    f"q{number}", iter((f"p{row}", line[row]) for row in ranked)
+                )
+        return run
+
+    parts = [best_of([row for row in range(9) if owner[row] == part]) for part in range(3)]
+    assert retrieval.merge(parts, k) == best_of(range(9))
+
+
+def test_merging_numbers_the_hits_anew_and_cuts():
+    def run(*pairs):
+        return {"q": retrieval.to_hits("q", iter(pairs))}
+
+    merged = retrieval.merge([run(("a", 3.0), ("b", 1.0)), run(("c", 2.0)), {}], 2)
+    assert merged == {"q": [Hit("q", "a", 1, 3.0), Hit("q", "c", 2, 2.0)]}
+
+
+def test_merging_one_run_cuts_too():
+    hits = retrieval.to_hits("q", iter([("a", 3.0), ("b", 1.0)]))
+    assert retrieval.merge([{"q": hits}], 1) == {"q": hits[:1]}
+
+
+# Re-ranking ---------------------------------------------------------------------------------------
+
+
+def test_rerank_orders_the_first_hits_by_the_cross_encoder(retriever, reranker):
+    queries = COLLECTION.splits["dev"].queries
+    run = retrieval.CorpusIndex(retriever, PASSAGES, progress="").search(queries, 20)
+    reranked = retrieval.rerank(reranker, run, PASSAGES, queries, 12, batch_size=5, progress="")
+    assert list(reranked) == list(queries)
+    moved = 0
+    for query_id, all_hits in reranked.items():
+        hits, before = all_hits[:12], [hit.passage_id for hit in run[query_id][:12]]
+        assert {hit.passage_id for hit in hits} == set(before)
+        assert [hit.passage_id for hit in all_hits[12:]] == [hit.passage_id for hit in run[query_id][12:]]
+        assert [hit.rank for hit in all_hits] == list(range(1, 21))
+        assert [hit.score for hit in all_hits] == sorted((hit.score for hit in all_hits), reverse=True)
+        for hit in hits:
+            passage = PASSAGES[hit.passage_id]
+            alone = retrieval.score_pairs(reranker, [queries[query_id].text], [passage.title], [passage.text])
+            assert hit.score == pytest.approx(float(alone[0]), abs=1e-5)
+        moved += [hit.passage_id for hit in hits] != before
+    assert moved == len(queries)
+
+
+def test_rerank_where_a_query_has_few_hits_or_none(reranker):
+    queries = COLLECTION.splits["dev"].queries
+    run = {"dev0": [Hit("dev0", "p4", 1, 0.0)], "dev1": [], "dev2": [Hit("dev2", "p5", 1, 0.0)]}
+    reranked = retrieval.rerank(reranker, run, PASSAGES, queries, 50, progress="")
+    assert [hit.passage_id for hits in reranked.values() for hit in hits] == ["p4", "p5"]
+    assert retrieval.rerank(reranker, {}, PASSAGES, queries, 5, progress="") == {}
+
+
+# BM25 ---------------------------------------------------------------------------------------------
+
+
+def test_bm25_finds_the_obvious_passage():
+    queries = {i: Query(i, f"find {toy.PAIRS[int(i)][0]} {toy.PAIRS[int(i)][1]}") for i in ("3", "42")}
+    run = retrieval.bm25(PASSAGES, queries, 5)
+    assert {query: hits[0].passage_id for query, hits in run.items()} == {"3": "p3", "42": "p42"}
+    assert [hit.rank for hit in run["3"]] == [1, 2, 3, 4, 5]
+
+
+def test_bm25_reads_titles():
+    passages = {i: dataclasses.replace(PASSAGES[i], title="") for i in list(PASSAGES)[:9]}
+    passages["p5"] = dataclasses.replace(passages["p5"], title="platypus")
+    assert retrieval.bm25(passages, {"q": Query("q", "platypus")}, 9)["q"][0].passage_id == "p5"
+
+
+def test_bm25_drops_what_shares_no_word():
+    queries = {
+        "some": Query("some", "zebra"),
+        "none": Query("none", "xylophone"),
+        "stop": Query("stop", "the of"),
+    }
+    run = retrieval.bm25(PASSAGES, queries, 60)
+    animals = {passage_id for passage_id, passage in PASSAGES.items() if "zebra" in passage.text}
+    assert {hit.passage_id for hit in run["some"]} == animals
+    assert all(hit.score > 0 for hit in run["some"])
+    assert run["none"] == run["stop"] == []
