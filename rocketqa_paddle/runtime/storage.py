@@ -1,19 +1,87 @@
-"""Folders that are written whole or not at all; JSON and safetensors files whose errors name the file."""
+"""The disk: files and folders that are written whole or not at all, locks, and fingerprints of content."""
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+_BLOCK = 1 << 20  # bytes of a file that are read at once
+
+# Files -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A name to write a file under; the file takes the place of `path` when the block ends without an error.
+
+    The name is always the same, so what a crash leaves behind is overwritten by the next writer.
+    """
+    path = Path(path)
+    new = path.with_name(f".{path.name}.new")
+    try:
+        yield new
+        _fsync(new)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object whole or not at all, with line breaks for human readers."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a safetensors file whole or not at all."""
+    with atomic(path) as new:
+        save_file(arrays, new)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it is not JSON, or not an object; names the file.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
+    return values
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, as float32.
+
+    Raises:
+        ValueError: the file is cut off, or holds a type that NumPy does not know (bfloat16).
+    """
+    try:
+        return {name: array.astype(np.float32) for name, array in load_file(path).items()}
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
+
+
+# Folders -----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -64,6 +132,15 @@ def whole(folder: str | Path) -> Path:
     return old if old.is_dir() and not folder.exists() else folder
 
 
+def remove(folder: Path) -> None:
+    """Take a folder out of sight in one step, then delete it, so that a crash leaves no half of it behind."""
+    hidden = _beside(folder, "removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    if folder.exists():
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+
+
 def _beside(folder: Path, kind: str) -> Path:
     return folder.with_name(f".{folder.name}.{kind}")
 
@@ -76,65 +153,52 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: it is not JSON, or not an object; names the file.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
-    return values
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object, whole or not at all, so that people can read it, too."""
-    write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, as float32.
-
-    Raises:
-        ValueError: the file is cut off, or holds a type that NumPy does not know (bfloat16).
-    """
-    try:
-        return {name: array.astype(np.float32) for name, array in load_file(path).items()}
-    except (SafetensorError, TypeError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a safetensors file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    save_file(arrays, new)
-    _fsync(new)
-    new.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+# Locks -------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file. The system lets go of it when the process ends, however it ends.
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file. The system releases it when the process ends, however it ends.
+
+    Args:
+        path: the lock file.
+        wait: until the process that holds it lets go.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, and we are not to wait.
     """
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path.parent}: another run is at work here: wait for it, or stop it") from None
-        except OSError:  # a file system without locks
-            pass
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except filelock.Timeout:
+        raise ValueError(f"{path.parent}: another run is at work here: wait for it, or stop it") from None
+    try:
         yield
+    finally:
+        lock.release()
+
+
+# Fingerprints ------------------------------------------------------------------------------------
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """16 hexadecimal digits that name some values in their order.
+
+    Args:
+        parts: bytes, texts and NumPy arrays count by their content, anything else by its `repr`.
+    """
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(np.ascontiguousarray(part).data)
+        else:
+            state.update(
+                part if isinstance(part, bytes) else (part if isinstance(part, str) else repr(part)).encode()
+            )
+    return state.hexdigest()[:16]
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """The fingerprint of a file's content."""
+    with open(path, "rb") as file:
+        return fingerprint(iter(lambda: file.read(_BLOCK), b""))
