@@ -18,7 +18,7 @@ __all__ = ["__version__", "available_models", "load_model"]
 
 def available_models() -> list[str]:
     """The names of the published models, for `load_model`. `rocketqa models` tells more of them."""
-    from rocketqa_paddle.checkpoints.folder import published
+    from rocketqa_paddle.checkpoints import published
 
     return published.available_models()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.networks.encoders import CROSS, Checkpoint
 from rocketqa_paddle.runtime import device
 from rocketqa_paddle.search import retrieval

@@ -25,7 +25,7 @@ from paddlenlp import transformers
 from paddlenlp.transformers.semantic_search.modeling import ErnieCrossEncoder, ErnieDualEncoder, ErnieEncoder
 from reference import Sizes
 
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.checkpoints.formats import paddlenlp
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.parameters import load_arrays

@@ -19,7 +19,7 @@ import pytest
 
 import rocketqa_paddle
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.networks.batching import Batch
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.ernie import ErnieConfig

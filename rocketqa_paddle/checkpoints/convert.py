@@ -23,7 +23,7 @@ import numpy as np
 import paddle
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.checkpoints.folder import published
+from rocketqa_paddle.checkpoints import published
 from rocketqa_paddle.checkpoints.formats import huggingface, paddlenlp, reference
 from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights, join_towers, towers
 from rocketqa_paddle.networks import parameters

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from paddle import nn
 
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.ernie import ErnieConfig

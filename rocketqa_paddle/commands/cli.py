@@ -64,7 +64,7 @@ def encode(
     """
     import numpy as np
 
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.search import retrieval
 
     select_device(use_cuda)
@@ -104,7 +104,7 @@ def index(
         batch_size: rows computed together
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.search.retrieval import CorpusIndex
 
     corpus = formats.keyed(passages, "passage", formats.read_passages(passages, titles))
@@ -140,7 +140,7 @@ def search(
         depth: passages that the re-ranker reads; 0 leaves the retriever's order
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.search import retrieval
     from rocketqa_paddle.search.index import VectorIndex, read_texts
 
@@ -209,7 +209,7 @@ def rerank(
         batch_size: rows computed together
         use_cuda: compute on a GPU
     """
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.search import retrieval
 
     hits = {query_id: found[:depth] for query_id, found in formats.read_run(run).items()}
@@ -267,7 +267,7 @@ def convert_model(
         target: folder to write
         to: format of the target
     """
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
 
     found = convert.find(source)
     path = found.path.resolve()
@@ -294,7 +294,7 @@ def inspect_model(checkpoint: str) -> None:
     Args:
         checkpoint: a published name, a toolkit's JSON, or a folder of any format that `convert` reads
     """
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
 
     found = convert.find(checkpoint)
     for name, value in convert.table(found):
@@ -303,7 +303,7 @@ def inspect_model(checkpoint: str) -> None:
 
 def list_models() -> None:
     """List the published models."""
-    from rocketqa_paddle.checkpoints.folder import published
+    from rocketqa_paddle.checkpoints import published
 
     rows = [("name", "kind", "language", "trained on", "system", "lengths", "fetched", "md5", "url")]
     for model in published.MODELS.values():

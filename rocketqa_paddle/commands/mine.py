@@ -171,7 +171,7 @@ def _choose(policy: Policy, asked: Mapping[str, Query], labels: Qrels, hits: Run
 
 def _score(reranker: str, hits: Run, corpus: Mapping[str, Passage], split: Split, batch_size: int) -> Run:
     """The re-ranker's scores of the candidates and of labelled positives."""
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.search import retrieval
 
     model = convert.read(reranker, kind="cross_encoder")

@@ -14,7 +14,8 @@ from typing import Any
 import paddle
 import yaml
 
-from rocketqa_paddle.checkpoints.folder import CHECKPOINT_FILES, initial
+from rocketqa_paddle.checkpoints import initial
+from rocketqa_paddle.checkpoints.folder import CHECKPOINT_FILES
 from rocketqa_paddle.data import dataset
 from rocketqa_paddle.data.dataset import digest_records, digest_split
 from rocketqa_paddle.networks.encoders import Checkpoint, describe

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
 import rocketqa_paddle
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder, describe
 from rocketqa_paddle.networks.parameters import load_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from test_folder import TEXTS, cross, dual, outputs
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights
 from rocketqa_paddle.checkpoints.initial import read_start, start_reranker, start_retriever
 from rocketqa_paddle.networks.encoders import Checkpoint

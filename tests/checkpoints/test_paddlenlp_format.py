@@ -44,7 +44,7 @@ from test_huggingface import (
 )
 
 import rocketqa_paddle
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.checkpoints.formats import paddlenlp
 from rocketqa_paddle.networks.encoders import Checkpoint, describe
 

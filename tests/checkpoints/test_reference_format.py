@@ -33,9 +33,8 @@ from reference import Sequence2, Sizes
 from sentencepiece import SentencePieceTrainer
 
 import rocketqa_paddle
-from rocketqa_paddle.checkpoints import published
+from rocketqa_paddle.checkpoints import convert, published
 from rocketqa_paddle.checkpoints.convert import reference as toolkit
-from rocketqa_paddle.checkpoints.folder import convert
 from rocketqa_paddle.checkpoints.formats.reference import read_variable, write_variable
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder, describe
 from rocketqa_paddle.networks.ernie import ErnieConfig

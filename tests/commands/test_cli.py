@@ -587,7 +587,7 @@ def test_convert_tells_the_largest_difference_and_what_to_know(foreign, tmp_path
 
 
 def test_convert_fails_where_the_numbers_differ(foreign, fails, tmp_path, monkeypatch):
-    from rocketqa_paddle.checkpoints.folder import convert
+    from rocketqa_paddle.checkpoints import convert
 
     read = convert.read
 

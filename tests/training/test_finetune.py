@@ -23,7 +23,7 @@ from paddle import Tensor, nn
 from paddle.base import unique_name
 
 from rocketqa_paddle import checkpoints, losses
-from rocketqa_paddle.checkpoints.folder import convert
+from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.data import formats
 from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder, describe
