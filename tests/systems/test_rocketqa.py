@@ -17,7 +17,7 @@ from test_rocketqav2 import check_best, folder_of, kill_at, outcome, stop_and_go
 from rocketqa_paddle import checkpoints, losses
 from rocketqa_paddle.data import formats
 from rocketqa_paddle.evaluation import metrics
-from rocketqa_paddle.mining.miner import miner
+from rocketqa_paddle.mining import miner
 from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.runs import pipeline
 from rocketqa_paddle.runs.stages import Selection

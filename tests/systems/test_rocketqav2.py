@@ -18,7 +18,7 @@ import yaml
 from rocketqa_paddle import checkpoints, losses, toolkit
 from rocketqa_paddle.data import dataset, formats
 from rocketqa_paddle.evaluation import metrics
-from rocketqa_paddle.mining.miner import miner
+from rocketqa_paddle.mining import miner
 from rocketqa_paddle.runs import pipeline
 from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.index import VectorIndex, read_texts
