@@ -33,7 +33,7 @@ from rocketqa_paddle.settings import (
     StageSettings,
     WarmupSettings,
 )
-from rocketqa_paddle.systems.ar2.run import run as ar2
+from rocketqa_paddle.systems.ar2 import run as ar2
 from rocketqa_paddle.training.trainer import Trainer, learning_rate
 
 STAGES = ["start", "warm-up", "round-001", "round-002"]

@@ -29,7 +29,7 @@ from rocketqa_paddle.settings import (
     PretrainingSettings,
     RetrieverSettings,
 )
-from rocketqa_paddle.systems.pair.run import run as pair
+from rocketqa_paddle.systems.pair import run as pair
 from rocketqa_paddle.training.trainer import Trainer
 
 STAGES = ["teacher_retriever", "teacher_reranker", "pretraining", "finetuning"]

@@ -37,7 +37,7 @@ from rocketqa_paddle.settings import (
     RetrieverSettings,
     RocketQASettings,
 )
-from rocketqa_paddle.systems.rocketqa.run import run as rocketqa
+from rocketqa_paddle.systems.rocketqa import run as rocketqa
 from rocketqa_paddle.training.trainer import Trainer
 
 STEPS = ["step1", "step2", "step3", "step4"]

@@ -34,7 +34,7 @@ from rocketqa_paddle.settings import (
     RetrieverSettings,
     WarmupSettings,
 )
-from rocketqa_paddle.systems.rocketqav2.run import run as rocketqav2
+from rocketqa_paddle.systems.rocketqav2 import run as rocketqav2
 from rocketqa_paddle.training.trainer import Stopped, Trainer
 
 STAGES = ["start", "warm-up", "round-001", "round-002"]
