@@ -26,7 +26,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def train(system: str, settings: settings.RunSettings, selection: Selection) -> None:
     """Train a system, on this process or on all that `fleetrun` started."""
     _join_ranks(settings)
-    import_module(f"rocketqa_paddle.systems.{system}").train(settings, selection)
+    import_module(f"rocketqa_paddle.systems.{system}.run").train(settings, selection)
 
 
 def compare(settings: settings.CompareSettings) -> None:

@@ -182,8 +182,8 @@ def _report(settings: CompareSettings, runs: Runs) -> None:
     warmup = runs[WARMUP_ROW]
     ordered = {row: runs[row] for row in dict.fromkeys([settings.baseline, *runs])}
     tests = settings.data.tests or [settings.data.dev]
-    tables = [table for name in tests for table in _tables(settings, ordered, name)]
-    text = "\n\n".join([*tables, *_dev_tables(settings, runs), _costs(runs)])
+    shown = [table for name in tests for table in _tables(settings, ordered, name)]
+    text = "\n\n".join([*shown, *_dev_tables(settings, runs), _costs(runs)])
     if distributed.is_main():
         write_text(Path(settings.output) / REPORT, text + "\n")
         try:
@@ -216,7 +216,7 @@ def _tables(settings: CompareSettings, runs: Runs, name: str) -> list[str]:
 
 def _dev_tables(settings: CompareSettings, runs: Runs) -> list[str]:
     """The models after every stage of every system, beside those that all began with."""
-    dev, tables = settings.data.dev, []
+    dev, shown = settings.data.dev, []
     split = runs[WARMUP_ROW].split(dev)
     for model, title in MODELS.items():
         rows = [
@@ -230,8 +230,8 @@ def _dev_tables(settings: CompareSettings, runs: Runs) -> list[str]:
         ]
         over = " over the best of the warm-up's retriever" if model == "reranker" else ""
         head = f"**{dev}** after every stage, and so many steps after the warm-up: {title}{over}"
-        tables.append(tables.table(head, rows, split.qrels, settings.evaluation.measures))
-    return tables
+        shown.append(tables.table(head, rows, split.qrels, settings.evaluation.measures))
+    return shown
 
 
 def _measured(run: Pipeline, model: str) -> list[tuple[int, Stage]]:

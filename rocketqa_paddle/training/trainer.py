@@ -404,8 +404,8 @@ class Trainer(Generic[Example]):
                     f"processes the run began with, or remove {folder} to begin the stage anew"
                 )
         with _remedy(f"remove {folder}, and the stage begins anew"):
-            parameters = read_arrays(folder / "parameters.safetensors")
-            parameters.load_arrays_into(self.parameters, parameters, path)
+            arrays = read_arrays(folder / "parameters.safetensors")
+            parameters.load_arrays_into(self.parameters, arrays, path)
             self._load_optimizer(folder / "optimizer.safetensors")
         self.step = state["step"]
         self.log.rewind(self.stage, self.step)
