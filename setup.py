@@ -47,6 +47,7 @@ setup(
         "tqdm>=4.60",
         "httpx>=0.24",
         "filelock>=3.8",
+        "ijson>=3.5",
         "jsonargparse[signatures]>=4.35",
         "PyYAML>=6",
         "ir_measures>=0.3.4",

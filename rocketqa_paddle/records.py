@@ -1,32 +1,52 @@
-"""The small immutable records that every other file speaks of."""
+"""The small immutable records that the whole package shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal
 
-Source = Literal["labelled", "denoised", "random", "pseudo", "cloze"]
+Source = Literal["labelled", "denoised", "random", "pseudo", "ict"]
+"""Where the negatives of a group come from; see `Group`."""
+
 Qrels = Mapping[str, Mapping[str, int]]
-"""Relevance judgements: query id -> passage id -> relevance (above 0 is relevant)."""
+"""Relevance judgements: query id -> passage id -> relevance. A passage is relevant if this is above 0."""
+
+
+def positives(qrels: Qrels, query_id: str) -> list[str]:
+    """Return the ids of the relevant passages of a query; there are none if it has no judgements."""
+    return [id for id, relevance in qrels.get(query_id, {}).items() if relevance > 0]
+
+
+class Model(Enum):
+    """The two models of a search engine. The value names folders, files and settings."""
+
+    RETRIEVER = "retriever"
+    RERANKER = "reranker"
+
+    @property
+    def title(self) -> str:
+        """What sentences and tables call it."""
+        return {"retriever": "retriever", "reranker": "re-ranker"}[self.value]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a person asks."""
+    """A question or search request."""
 
     id: str
     text: str
 
     @property
     def key(self) -> str:
-        """What makes two queries one, whatever their ids."""
+        """The text in a form that is equal for queries that differ only in id, case or white space."""
         return " ".join(self.text.split()).casefold()
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A unit of retrieval; `title` is empty where the collection has none."""
+    """A unit of retrieval. Its title is empty if the collection has none."""
 
     id: str
     title: str
@@ -35,7 +55,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One line of a run. `rank` counts from 1; a higher `score` is better."""
+    """A passage that was found for a query. Ranks count from 1; a higher score is better."""
 
     query_id: str
     passage_id: str
@@ -43,60 +63,73 @@ class Hit:
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A passage that a search found.
+
+    `score` is the one that orders the results. It is the re-ranker's if there is a re-ranker; passages beyond
+    the depth that it read follow in the retriever's order, each with 1 less than the passage before it.
+    """
+
+    rank: int
+    """Counts from 1."""
+    score: float
+    passage: Passage
+    retriever_score: float
+    """Inner product of the vectors of query and passage."""
+    reranker_score: float | None = None
+    """The cross encoder's score; None if no re-ranker read the passage."""
+
+
+Queries = Mapping[str, Query]
+"""Query id -> query."""
+Passages = Mapping[str, Passage]
+"""Passage id -> passage, in the order of the corpus."""
 Run = Mapping[str, list[Hit]]
-"""What a system retrieved: query id -> hits, best first."""
+"""What a system found: query id -> hits, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A query with the passages it is trained on: the positive first, then the negatives.
-
-    `labels` holds 1 for a positive and 0 for a negative, one a passage. `source` says where the
-    negatives came from: `labelled` (the training file itself), `random` (drawn from the retrieved
-    candidates as they are), `denoised` (candidates that the re-ranker rejects), `pseudo` (the
-    positive, too, was chosen by the re-ranker) or `cloze` (the query is a sentence of the positive).
-    """
+    """A training example: a query and its passages, the positive first and then the negatives."""
 
     query: Query
     passages: tuple[Passage, ...]
     labels: tuple[int, ...]
+    """1 for a positive, 0 for a negative; one a passage."""
     source: Source = "labelled"
+    """Where the negatives come from: `labelled` (the training file), `random` (drawn from the retrieved
+    candidates), `denoised` (candidates that the re-ranker rejects), `pseudo` (denoised, and the re-ranker
+    also chose the positive), `ict` (there are none: the query is a sentence of the positive)."""
+    scores: tuple[float, ...] | None = None
+    """Teacher scores, one a passage, carried with the group so that distillation need not score again."""
 
     def __post_init__(self) -> None:
         assert len(self.passages) == len(self.labels), (len(self.passages), len(self.labels))
+        assert self.scores is None or len(self.passages) == len(self.scores), (self.passages, self.scores)
 
-    def singles(self) -> list[Group]:
-        """A group of every negative, with the query and the positive."""
-        positive, *negatives = self.passages
-        return [Group(self.query, (positive, negative), (1, 0), self.source) for negative in negatives]
+    def one_per_negative(self) -> list[Group]:
+        """Split the group into one group for each negative, with the positive and their teacher scores."""
+        groups = []
+        for i in range(1, len(self.passages)):
+            scores = self.scores and (self.scores[0], self.scores[i])
+            groups.append(
+                Group(self.query, (self.passages[0], self.passages[i]), (1, 0), self.source, scores)
+            )
+        return groups
 
 
 @dataclass(frozen=True)
 class Split:
     """The queries of one split (train, dev, ...) and their judgements."""
 
-    queries: Mapping[str, Query]
+    queries: Queries
     qrels: Qrels = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A corpus with its splits. The order of `passages` is the order of the file."""
+    """A corpus and its splits, by name."""
 
-    passages: Mapping[str, Passage]
+    passages: Passages
     splits: Mapping[str, Split]
-
-
-def with_positives(run: Run, split: Split, queries: Mapping[str, Query]) -> dict[str, list[Hit]]:
-    """A run whose hits contain every labelled positive, appended where the retriever missed it."""
-    complete = {}
-    for query_id in queries:
-        hits = list(run.get(query_id, []))
-        found = {hit.passage_id for hit in hits}
-        missed = [
-            i for i, relevance in split.qrels.get(query_id, {}).items() if relevance > 0 and i not in found
-        ]
-        complete[query_id] = hits + [
-            Hit(query_id, i, len(hits) + n, float("-inf")) for n, i in enumerate(missed, 1)
-        ]
-    return complete

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,23 @@ import numpy as np
 from scipy.special import expit
 
 from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, Checkpoint
+from rocketqa_paddle.networks.forward import text_list
 from rocketqa_paddle.runtime import device
-from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.training.finetune import FinetuneSettings, finetune
+
+Texts = Sequence[str]
 
 
 class Scores(np.ndarray):
-    """Scores, float32 `[n]`. Iterating gives Python numbers, as the toolkit's generators did."""
+    """Scores, float32 `[n]`. Iterating over them gives Python numbers, as the toolkit's generators did."""
 
     def __iter__(self) -> Iterator[float]:
         return iter(self.tolist()) if self.ndim == 1 else super().__iter__()
 
     def __array_wrap__(self, array: np.ndarray, context: object = None, return_scalar: bool = False) -> Any:
-        """What is computed from scores is plain again."""
+        """Return plain arrays and numbers from computations with scores."""
         return np.asarray(array)[()] if array.ndim == 0 else np.asarray(array)
 
 
@@ -41,33 +44,31 @@ class _Model:
 
 
 class DualModel(_Model):
-    """A retriever: texts to vectors whose inner product is the relevance.
+    """A retriever, which encodes texts as vectors. The inner product of two vectors is their relevance.
 
-    The toolkit's `encode_query` and the like were generators of vectors; these return arrays, and
-    iterating over an array gives the vectors one by one, as before.
+    The toolkit's methods were generators of vectors. These return arrays; iterating over an array gives the
+    vectors one by one, as before.
     """
 
-    def encode_query(self, query: Sequence[str]) -> np.ndarray:
-        """Vectors of queries, float32 `[n, hidden]`. A query ends at its first tab, as in the toolkit."""
+    def encode_query(self, query: Texts) -> np.ndarray:
+        """Encode queries as vectors, float32 `[n, hidden]`. As in the toolkit, a tab ends a query."""
         queries = _queries(query)
         with device.using(self.place):
-            return retrieval.encode_queries(self.checkpoint, queries, batch_size=self.batch_size)
+            return forward.encode_queries(self.checkpoint, queries, batch_size=self.batch_size)
 
-    def encode_para(self, para: Sequence[str], title: Sequence[str] | None = ()) -> np.ndarray:
-        """Vectors of passages, float32 `[n, hidden]`. Without `title`, titles are empty."""
-        texts = _texts("para", para)
-        titles = _titles(title, len(texts))
+    def encode_para(self, para: Texts, title: Texts | None = ()) -> np.ndarray:
+        """Encode passages as vectors, float32 `[n, hidden]`. Without `title`, titles are empty."""
+        texts, titles = _passages(para, title)
         with device.using(self.place):
-            return retrieval.encode_passages(self.checkpoint, titles, texts, batch_size=self.batch_size)
+            return forward.encode_passages(self.checkpoint, titles, texts, batch_size=self.batch_size)
 
-    def matching(
-        self, query: Sequence[str], para: Sequence[str], title: Sequence[str] | None = ()
-    ) -> np.ndarray:
-        """Inner products of query i and passage i, float32 `[n]`."""
-        queries, texts = _queries(query), _texts("para", para)
-        _same_length("para", len(texts), "query", len(queries))
-        model = DualModel(self.checkpoint, self.batch_size, self.place)  # a training's end may replace ours
-        products = (model.encode_query(queries) * model.encode_para(texts, title)).sum(axis=-1)
+    def matching(self, query: Texts, para: Texts, title: Texts | None = ()) -> np.ndarray:
+        """Return the inner product of every query i and passage i, float32 `[n]`."""
+        queries = _queries(query)
+        texts, titles = _passages(para, title, queries)
+        # One checkpoint for both: `train` in another thread may replace that of this model in between.
+        model = DualModel(self.checkpoint, self.batch_size, self.place)
+        products = (model.encode_query(queries) * model.encode_para(texts, titles)).sum(axis=-1)
         return products.view(Scores)
 
     def train(
@@ -80,30 +81,30 @@ class DualModel(_Model):
         learning_rate: float = 2e-5,
         batch_size: int | None = None,
         log_folder: str | Path = "log",
-        warmup_share: float = 0.0,
+        warmup_ratio: float = 0.0,
         dropout: float = 0.1,
         seed: int = 1,
     ) -> None:
-        """Fine-tune on in-batch negatives and one hard negative a query. The model is the trained one then.
+        """Fine-tune this model on in-batch negatives and one hard negative a query.
 
-        Saves a checkpoint folder `save_model_path/step_N` every `save_steps` steps and at the end;
-        `load_model` takes such a folder, `save_model_path` itself (its last one), or its `config.json`.
-        A call that was stopped goes on when it is made again with the same settings.
+        Saves checkpoint folders `save_model_path/step_N`; `load_model` takes such a folder, `save_model_path`
+        itself (its last one), or its `config.json`. A call that was stopped goes on when it is made again
+        with the same settings. Until training ends, the model answers as before.
 
         Args:
-            train_set: TSV of 6 columns: query, positive title and text, negative title and text, 0.
-            epoch: passes over it.
+            train_set: TSV file of 6 columns: query, positive title and text, negative title and text, 0.
+            epoch: number of passes over the file.
             save_model_path: folder for the checkpoints.
-            save_steps: 0 saves half-way and at the end.
-            learning_rate: of AdamW at the start; it decays linearly to 0.
-            batch_size: queries a step; by default that of `load_model`.
-            log_folder: gets `log.train`, one JSON line every ten seconds.
-            warmup_share: share of the steps in which the rate grows from 0.
-            dropout: in training.
-            seed: of order and dropout.
+            save_steps: steps between checkpoints; 0 saves half-way and at the end.
+            learning_rate: peak learning rate of AdamW; it decays linearly to 0.
+            batch_size: rows a step; by default that of `load_model`.
+            log_folder: folder for `log.train`, which gets one JSON line every ten seconds.
+            warmup_ratio: share of the steps, 0 to 1, in which the learning rate grows from 0 to its peak.
+            dropout: probability of dropout in training.
+            seed: seed of the order of examples and of dropout.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: there is no such file.
             ValueError: a setting or a line of the file is wrong.
             trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
         """
@@ -113,34 +114,24 @@ class DualModel(_Model):
             epoch=epoch,
             save_steps=save_steps,
             learning_rate=learning_rate,
-            warmup_share=warmup_share,
+            warmup_ratio=warmup_ratio,
             dropout=dropout,
             seed=seed,
         )
 
 
 class CrossModel(_Model):
-    """A re-ranker: the relevance of a passage to a query."""
+    """A re-ranker, which reads a query and a passage together and scores how relevant the passage is."""
 
-    def matching(
-        self, query: Sequence[str], para: Sequence[str], title: Sequence[str] | None = ()
-    ) -> np.ndarray:
-        """Scores of query i and passage i, float32 `[n]`.
-
-        A probability for RocketQA v1 models (head `classes`), a logit for joint models.
-        """
-        queries, texts = _queries(query), _texts("para", para)
-        _same_length("para", len(texts), "query", len(queries))
-        titles = _titles(title, len(texts))
+    def matching(self, query: Texts, para: Texts, title: Texts | None = ()) -> np.ndarray:
+        """Score query i with passage i, float32 `[n]`: probabilities for RocketQA v1 models, else logits."""
+        queries = _queries(query)
+        texts, titles = _passages(para, title, queries)
         if not queries:
             return np.zeros(0, dtype=np.float32).view(Scores)
         with device.using(self.place):
-            scores = retrieval.score_pairs(
-                self.checkpoint, queries, titles, texts, batch_size=self.batch_size
-            )
-        if self.checkpoint.network.head == "classes":
-            scores = expit(scores)
-        return scores.view(Scores)
+            scores = forward.score_pairs(self.checkpoint, queries, titles, texts, batch_size=self.batch_size)
+        return (expit(scores) if self.checkpoint.network.head == "classes" else scores).view(Scores)
 
     def train(
         self,
@@ -152,31 +143,17 @@ class CrossModel(_Model):
         learning_rate: float = 2e-5,
         batch_size: int | None = None,
         log_folder: str | Path = "log",
-        warmup_share: float = 0.0,
+        warmup_ratio: float = 0.0,
         dropout: float = 0.1,
         adversarial: float = 0.01,
         seed: int = 1,
     ) -> None:
-        """Fine-tune on single pairs by binary cross entropy. The model is the trained one then.
+        """Fine-tune this model on single pairs by binary cross entropy; see `DualModel.train`.
 
         Args:
-            train_set: TSV of 4 columns: query, title, text, label (0 or 1).
-            epoch: passes over it.
-            save_model_path: folder for the checkpoints; see `DualModel.train`.
-            save_steps: 0 saves half-way and at the end.
-            learning_rate: of AdamW at the start; it decays linearly to 0.
-            batch_size: pairs a step; by default that of `load_model`.
-            log_folder: gets `log.train`, one JSON line every ten seconds.
-            warmup_share: share of the steps in which the rate grows from 0.
-            dropout: in training.
-            adversarial: length of the step by which the word embeddings are moved against the model, as
-                in the toolkit; it takes a second pass. 0 leaves it out.
-            seed: of order and dropout.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: a setting or a line of the file is wrong.
-            trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
+            train_set: TSV file of 4 columns: query, title, text, label (0 or 1).
+            adversarial: length of the step by which the word embeddings move in the direction that raises the
+                loss most, as in the toolkit. It costs a second pass; 0 leaves it out.
         """
         self._train(
             (train_set, save_model_path, log_folder),
@@ -184,7 +161,7 @@ class CrossModel(_Model):
             epoch=epoch,
             save_steps=save_steps,
             learning_rate=learning_rate,
-            warmup_share=warmup_share,
+            warmup_ratio=warmup_ratio,
             dropout=dropout,
             adversarial=adversarial,
             seed=seed,
@@ -199,16 +176,12 @@ def load_model(
     Args:
         model: a published name (`available_models()`), the toolkit's JSON, a checkpoint folder of this
             project, or a folder of PaddleNLP, Hugging Face or sentence-transformers; see `convert.read`.
-        use_cuda: compute on a GPU.
-        device_id: which one.
+        use_cuda: compute on a GPU, which has the number `device_id`.
         batch_size: rows computed together; more is faster.
 
-    Returns:
-        A `DualModel` or a `CrossModel`.
-
     Raises:
-        FileNotFoundError: no model there.
-        ValueError: the model does not fit its own description, or the device is not there.
+        FileNotFoundError: there is no model.
+        ValueError: the model does not fit its own description, or there is no such device.
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}, expected at least 1, a whole number")
@@ -218,34 +191,26 @@ def load_model(
     return (CrossModel if checkpoint.kind == CROSS else DualModel)(checkpoint, batch_size, place)
 
 
-def _queries(query: Sequence[str]) -> list[str]:
-    """What stands before the first tab, the rest being other columns of the toolkit's query files."""
-    queries = _texts("query", query)
+def _queries(query: Texts) -> list[str]:
+    """Cut queries at their first tab; the toolkit's query files have other columns after it."""
+    queries = text_list("query", query)
     if cut := sum("\t" in text for text in queries):
         warnings.warn(f"{cut} queries hold a tab; what follows it is not read", stacklevel=3)
     return [text.partition("\t")[0] for text in queries]
 
 
-def _texts(name: str, values: Sequence[str]) -> list[str]:
-    if isinstance(values, str):
-        raise ValueError(f"{name} is one string, expected a list of strings: write [{values[:30]!r}]")
-    if not isinstance(values, Iterable) or isinstance(values, bytes | Mapping | set | frozenset):
-        raise ValueError(f"{name} is {type(values).__name__}, expected a list of strings")
-    values = list(values)
-    for i, value in enumerate(values):
-        if not isinstance(value, str):
-            raise ValueError(f"{name}[{i}] is {type(value).__name__}, expected a string")
-    return values
+def _passages(
+    para: Texts, title: Texts | None, queries: list[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Return texts and titles, of which there must be as many as queries."""
+    texts, titles = text_list("para", para), text_list("title", () if title is None else title)
+    if queries is not None:
+        _check_same_length("para", texts, "query", queries)
+    if titles:
+        _check_same_length("title", titles, "para", texts)
+    return texts, titles or [""] * len(texts)
 
 
-def _titles(title: Sequence[str] | None, count: int) -> list[str]:
-    titles = _texts("title", [] if title is None else title)
-    if not titles:
-        return [""] * count
-    _same_length("title", len(titles), "para", count)
-    return titles
-
-
-def _same_length(name: str, given: int, other: str, expected: int) -> None:
-    if given != expected:
-        raise ValueError(f"{given} {name} for {expected} {other}: give as many of each")
+def _check_same_length(name: str, given: list[str], other: str, expected: list[str]) -> None:
+    if len(given) != len(expected):
+        raise ValueError(f"{len(given)} {name} for {len(expected)} {other}: give as many of each")

@@ -22,6 +22,7 @@ import_paddle()
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import pytest  # noqa: E402
+import ranks  # noqa: E402
 import toy  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -117,7 +118,20 @@ def collection(passages: list[Passage]) -> Collection:
     return Collection(by_id, {"train": _split(range(7)), "dev": _split(range(7, 10))})
 
 
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `distributed_worker.py` filled in two processes."""
+    return ranks.launch("distributed_worker.py", 2, tmp_path_factory.mktemp("two"))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """The collection of `toy` as a folder, one a module."""
     return toy.write(tmp_path_factory.mktemp("data") / "toy")
+
+
+@pytest.fixture(scope="session")
+def best(tmp_path_factory) -> Path:
+    """The `best` folder of a run on the collection of `toy`. A test that changes it must copy it."""
+    paddle.seed(1)
+    return toy.write_best(tmp_path_factory.mktemp("run") / "best")

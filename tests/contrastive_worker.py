@@ -1,4 +1,4 @@
-"""What `test_contrastive.py` runs in one, two and four processes, and compares: gradients of one step.
+"""What `test_contrastive.py` computes in one, two and four processes and compares: gradients of one step.
 
     python contrastive_worker.py FOLDER
 
@@ -8,6 +8,7 @@ Rank 0 writes FOLDER/gradients.npz.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
@@ -17,29 +18,65 @@ import_paddle()
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
+import paddle.nn.functional as F  # noqa: E402
 import toy  # noqa: E402
+from paddle import Tensor  # noqa: E402
 
 from rocketqa_paddle import contrastive  # noqa: E402
 from rocketqa_paddle.contrastive import Contrastive  # noqa: E402
 from rocketqa_paddle.mining.miner import Miner  # noqa: E402
+from rocketqa_paddle.networks.encoders import Checkpoint  # noqa: E402
+from rocketqa_paddle.records import Group  # noqa: E402
 from rocketqa_paddle.runtime import distributed  # noqa: E402
-from rocketqa_paddle.settings import StageSettings  # noqa: E402
-from rocketqa_paddle.training.trainer import MetricsLog, Trainer  # noqa: E402
+from rocketqa_paddle.settings import TrainingSettings  # noqa: E402
+from rocketqa_paddle.training.log import MetricsLog  # noqa: E402
+from rocketqa_paddle.training.trainer import Trainer  # noqa: E402
 
 GLOBAL_BATCH = 8
 CASES = {
     "positives": {"negatives": 0},
     "hard negatives": {"negatives": 2},
     "one tower, passage-centric": {"negatives": 2, "alpha": 0.1},
+    "teacher's margins": {"negatives": 2, "teacher": True},
 }
 """What a step contrasts."""
+
+Loss = Callable[..., Mapping[str, Tensor]]
+
+
+def groups(negatives: int, count: int = 40) -> list[Group]:
+    """Groups of the toy's training queries with teacher scores, which tell the passages' numbers."""
+    collection = toy.collection()
+    split = collection.splits["train"]
+    miner = Miner(collection.passages, split.qrels, negatives, seed=1)
+    scores = {passage_id: float(int(passage_id[1:]) % 7) for passage_id in collection.passages}
+    return [
+        miner.group(query, miner.positive(query), miner.fill_up(query, []), "random", scores)
+        for query in [*split.queries.values()][:count]
+    ]
+
+
+def margin_mse(retriever: Checkpoint) -> Contrastive[Group]:
+    """Margin-MSE (Hofstätter et al., 2020) over all passages of the batch, each with its teacher score."""
+
+    def teacher(batch: Sequence[Group]) -> tuple[Tensor]:
+        return (paddle.to_tensor([group.scores for group in batch]),)
+
+    def loss(query: Tensor, positive: Tensor, negative: Tensor, given: Tensor) -> dict[str, Tensor]:
+        scores = query @ paddle.concat([positive, negative]).T
+        judged = paddle.concat([given[:, 0], given[:, 1:].flatten()])
+        margins = paddle.diag(scores).unsqueeze(1) - scores
+        return {"loss": F.mse_loss(margins, given[:, :1] - judged)}
+
+    return Contrastive(contrastive.in_batch(retriever).encode, loss, constants=teacher)
 
 
 def step(
     folder: Path,
     negatives: int,
     alpha: float = 0.0,
-    accumulate: int = 1,
+    teacher: bool = False,
+    chunks: int = 1,
     cross_batch: bool = True,
     shares: int = 1,
 ) -> dict[str, np.ndarray]:
@@ -49,29 +86,30 @@ def step(
     """
     paddle.seed(3)
     retriever = toy.dual(toy.tokenizer(folder), pooling="mean", shared=alpha > 0)
-    collection = toy.collection()
-    split = collection.splits["train"]
-    miner = Miner(collection.passages, split.qrels, negatives, seed=1)
     contrast = contrastive.in_batch(retriever, alpha, cross_batch=cross_batch)
+    if teacher:
+        contrast = margin_mse(retriever)
     trainer = Trainer(
         "step",
         {"retriever": retriever.network},
-        list(miner.undenoised(split.queries.values(), {})),
+        groups(negatives),
         contrast if shares == 1 else Contrastive(contrast.encode, of_shares(contrast.loss, shares)),
-        StageSettings(batch_size=GLOBAL_BATCH // distributed.world_size(), steps=1, accumulate=accumulate),
+        TrainingSettings(batch_size=GLOBAL_BATCH // distributed.world_size(), steps=1, chunks=chunks),
         folder=folder / "last",
         log=MetricsLog(folder / "metrics.jsonl"),
     )
-    values = trainer._backward_contrastive(trainer._batch(0))
-    distributed.average_gradients(trainer.parameters.values())
-    gradients = {name: p.grad.numpy() for name, p in trainer.parameters.items() if p.grad is not None}
+    batch = trainer._chunks(trainer._batch(0))
+    values = contrastive.backward(trainer.loss, batch, trainer._encode, trainer.optimizer.scaled)
+    parameters = trainer.optimizer.parameters
+    distributed.average_gradients(parameters.values())
+    gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
     return {"loss": np.array(values["loss"]), **gradients}
 
 
-def of_shares(loss, shares: int):
+def of_shares(loss: Loss, shares: int) -> Loss:
     """The mean of a loss over shares of its vectors."""
 
-    def mean(*vectors):
+    def mean(*vectors: Tensor) -> dict[str, Tensor]:
         parts = [loss(*share)["loss"] for share in zip(*(v.split(shares) for v in vectors), strict=True)]
         return {"loss": sum(parts) / shares}
 
@@ -79,21 +117,25 @@ def of_shares(loss, shares: int):
 
 
 def steps(folder: Path) -> dict[str, np.ndarray]:
-    """Every case, in one part and in parts."""
-    distributed.init()
-    own = folder / f"rank-{distributed.rank()}"
+    """Every case, in one chunk and in two."""
     return {
-        f"{case}/{accumulate}/{name}": array
+        f"{case}/{chunks}/{name}": array
         for case, settings in CASES.items()
-        for accumulate in (1, 2)
-        for name, array in step(own, accumulate=accumulate, **settings).items()
+        for chunks in (1, 2)
+        for name, array in step(folder, chunks=chunks, **settings).items()
     }
 
 
-if __name__ == "__main__":
-    arrays = steps(Path(sys.argv[1]))
-    own = step(Path(sys.argv[1]) / f"rank-{distributed.rank()}", negatives=2, cross_batch=False)
-    arrays |= {f"own/{name}": array for name, array in own.items()}
-    arrays["shares"] = np.array(distributed.world_size())
+def write(folder: Path) -> None:
+    """Compute every case in this process, one of many, and let rank 0 write them."""
+    distributed.init()
+    own = folder / f"rank-{distributed.rank()}"
+    arrays = steps(own)
+    alone = step(own, negatives=2, cross_batch=False)
+    arrays |= {f"own/{name}": array for name, array in alone.items()}
     if distributed.is_main():
-        np.savez(Path(sys.argv[1]) / "gradients.npz", **arrays)
+        np.savez(folder / "gradients.npz", shares=np.array(distributed.world_size()), **arrays)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,7 +1,7 @@
 """Run by test_paddlenlp.py with the interpreter of an environment that has the extra `paddlenlp`.
 
-Every case compares PaddleNLP with this package on random weights. It prints a line of JSON a case: its name
-and the largest difference, relative to the largest number.
+Every case compares PaddleNLP with this package on random weights. For each, it prints a line of JSON: the
+case's name and the largest difference, relative to the largest number.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from reference import Sizes
 
 from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.checkpoints.formats import paddlenlp
+from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.parameters import load_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
-from rocketqa_paddle.search import retrieval
 
 QUERIES = ["what is the moon ?", "Paris: capital " * 9, "  TIDES   café 检索", "x" * 101, ""]
 TITLES = ["", "Paris", "the moon", "北京", "a"]
@@ -90,17 +90,17 @@ def pair_texts() -> list[str]:
     return [f"{title} {text}" for title, text in zip(TITLES, TEXTS, strict=True)]
 
 
-def our_outputs(checkpoint: Checkpoint) -> np.ndarray:
+def native_outputs(checkpoint: Checkpoint) -> np.ndarray:
     """Vectors of queries and passages, or scores, at the length of this file."""
     checkpoint.lengths.update(dict.fromkeys(checkpoint.lengths, LENGTH))
     if checkpoint.kind == "cross_encoder":
-        return retrieval.score_pairs(checkpoint, QUERIES, TITLES, TEXTS)
-    queries = retrieval.encode_queries(checkpoint, QUERIES)
-    passages = retrieval.encode_passages(checkpoint, TITLES, TEXTS) * checkpoint.network.temperature
+        return forward.score_pairs(checkpoint, QUERIES, TITLES, TEXTS)
+    queries = forward.encode_queries(checkpoint, QUERIES)
+    passages = forward.encode_passages(checkpoint, TITLES, TEXTS) * checkpoint.network.temperature
     return np.concatenate([queries, passages])
 
 
-def their_states(model: Any, tokenizer: Any, sides: Sequence[str] = ("query", "passage")) -> list[Any]:
+def foreign_states(model: Any, tokenizer: Any, sides: Sequence[str] = ("query", "passage")) -> list[Any]:
     """States and masks of the queries, and of the passages as pairs."""
     found = []
     with paddle.no_grad():
@@ -111,7 +111,7 @@ def their_states(model: Any, tokenizer: Any, sides: Sequence[str] = ("query", "p
     return found
 
 
-def their_scores(model: Any, tokenizer: Any) -> np.ndarray:
+def foreign_scores(model: Any, tokenizer: Any) -> np.ndarray:
     batch = tokens(tokenizer, QUERIES, pair_texts())
     with paddle.no_grad():
         logits = model(batch["input_ids"], batch["token_type_ids"]).numpy()
@@ -156,13 +156,13 @@ def encoder_from(kind: str, folder: Path, **settings: Any) -> float:
     model = transformers.AutoModel.from_pretrained(str(folder))
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    expected = np.concatenate([states[:, 0] for states, _ in their_states(model, tokenizer)])
-    return relative(our_outputs(convert.read(folder)), expected)
+    expected = np.concatenate([states[:, 0] for states, _ in foreign_states(model, tokenizer)])
+    return relative(native_outputs(convert.read(folder)), expected)
 
 
 def classifier_from(kind: str, folder: Path, **settings: Any) -> float:
     model, tokenizer = made(kind, folder, **settings)
-    return relative(our_outputs(convert.read(folder)), their_scores(model, tokenizer))
+    return relative(native_outputs(convert.read(folder)), foreign_scores(model, tokenizer))
 
 
 # To PaddleNLP -----------------------------------------------------------------------------------
@@ -203,15 +203,15 @@ def dual_to(
     convert.write(checkpoint, folder / "nlp", "paddlenlp")
     expected = []
     for side in ("query", "passage"):
-        theirs = str(folder / "nlp" if shared else folder / "nlp" / side)
-        model = transformers.AutoModel.from_pretrained(theirs)
+        written = str(folder / "nlp" if shared else folder / "nlp" / side)
+        model = transformers.AutoModel.from_pretrained(written)
         assert type(model).__name__ == ("BertModel" if chosen.epsilon != 1e-12 else "ErnieModel")
         model.eval()
-        words = transformers.AutoTokenizer.from_pretrained(theirs)
-        [(states, mask)] = their_states(model, words, [side])
+        words = transformers.AutoTokenizer.from_pretrained(written)
+        [(states, mask)] = foreign_states(model, words, [side])
         mean = (states * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
         expected.append(states[:, 0] if pooling == "cls" else mean)
-    return relative(our_outputs(checkpoint), np.concatenate(expected))
+    return relative(native_outputs(checkpoint), np.concatenate(expected))
 
 
 def cross_to(folder: Path, head: str, **sizes: Any) -> float:
@@ -227,7 +227,7 @@ def cross_to(folder: Path, head: str, **sizes: Any) -> float:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(str(folder / "nlp"))
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder / "nlp"))
-    return relative(our_outputs(checkpoint), their_scores(model, tokenizer))
+    return relative(native_outputs(checkpoint), foreign_scores(model, tokenizer))
 
 
 # Tokenizers and names ---------------------------------------------------------------------------
@@ -236,16 +236,16 @@ def cross_to(folder: Path, head: str, **sizes: Any) -> float:
 def ids(folder: Path, kind: str, lower: bool) -> float:
     """The share of texts whose ids differ."""
     _, tokenizer = made(f"{kind}Model", folder, lower=lower)
-    ours = convert.read(folder).tokenizer
-    assert ours.lower_case == lower
+    native = convert.read(folder).tokenizer
+    assert native.lower_case == lower
     different = 0
     for first, second in zip(AWKWARD, reversed(AWKWARD), strict=True):
-        theirs = tokenizer(first)["input_ids"]
-        [packed] = ours.pack_queries([first], 999)
-        different += packed.token_ids != theirs
-        theirs = tokenizer(first, second)
-        [packed] = ours.pack_passages([first], [second], 999)
-        different += packed != (theirs["input_ids"], theirs["token_type_ids"])
+        expected = tokenizer(first)["input_ids"]
+        [packed] = native.pack_queries([first], 999)
+        different += packed.token_ids != expected
+        expected = tokenizer(first, second)
+        [packed] = native.pack_passages([first], [second], 999)
+        different += packed != (expected["input_ids"], expected["token_type_ids"])
     return different / len(AWKWARD)
 
 
@@ -278,31 +278,31 @@ def towers_by_name(folder: Path, stem: str, reinitialize: bool = False, **config
     sides = {"query": f"{stem}-query-encoder", "passage": f"{stem}-para-encoder"}
     for name in sides.values():
         _, tokenizer = made("ErnieModel", folder / name, **config)
-    theirs = ErnieDualEncoder(*(str(folder / name) for name in sides.values()), reinitialize=reinitialize)
-    theirs.eval()
+    model = ErnieDualEncoder(*(str(folder / name) for name in sides.values()), reinitialize=reinitialize)
+    model.eval()
     with paddle.no_grad():
-        query = theirs.get_pooled_embedding(**tokens(tokenizer, QUERIES))
-        passage = theirs.get_pooled_embedding(**tokens(tokenizer, TITLES, TEXTS), is_query=False)
+        query = model.get_pooled_embedding(**tokens(tokenizer, QUERIES))
+        passage = model.get_pooled_embedding(**tokens(tokenizer, TITLES, TEXTS), is_query=False)
     with fetched_from(folder):
-        ours = [convert.read(name, kind="dual_encoder") for name in sides.values()]
-    assert ours[0].digest() == ours[1].digest()
-    assert not ours[0].network.shared
-    return relative(our_outputs(ours[0]), np.concatenate([query.numpy(), passage.numpy()]))
+        one, other = (convert.read(name, kind="dual_encoder") for name in sides.values())
+    assert one.digest() == other.digest()
+    assert not one.network.shared
+    return relative(native_outputs(one), np.concatenate([query.numpy(), passage.numpy()]))
 
 
 def reranker_by_name(folder: Path, name: str, head: str, matching: str, v2: bool) -> float:
     """As PaddleNLP's `TextSimilarityTask` builds and calls `ErnieCrossEncoder`."""
     labels = 1 if v2 else 2
     _, tokenizer = made("ErnieForSequenceClassification", folder / name, num_labels=labels)
-    theirs = ErnieCrossEncoder(str(folder / name), num_classes=labels, reinitialize=v2)
-    theirs.eval()
+    model = ErnieCrossEncoder(str(folder / name), num_classes=labels, reinitialize=v2)
+    model.eval()
     with paddle.no_grad():
-        found = getattr(theirs, matching)(**tokens(tokenizer, QUERIES, pair_texts())).numpy().reshape(-1)
+        found = getattr(model, matching)(**tokens(tokenizer, QUERIES, pair_texts())).numpy().reshape(-1)
     expected = np.log(found / (1 - found)) if matching == "matching" else found
     with fetched_from(folder):
-        ours = convert.read(name, kind="cross_encoder")
-    assert ours.network.head == head, ours.network.head
-    return relative(our_outputs(ours), expected)
+        checkpoint = convert.read(name, kind="cross_encoder")
+    assert checkpoint.network.head == head, checkpoint.network.head
+    return relative(native_outputs(checkpoint), expected)
 
 
 def encoder_by_name(folder: Path) -> float:
@@ -311,10 +311,10 @@ def encoder_by_name(folder: Path) -> float:
     model.eval()
     tokenizer = transformers.ErnieTokenizer.from_pretrained(str(folder / "ernie-2.0-base-en"))
     with fetched_from(folder):
-        ours = convert.read("ernie-2.0-base-en")
+        checkpoint = convert.read("ernie-2.0-base-en")
         assert convert.read_encoder("ernie-2.0-base-en").config.task_types == 3
-    expected = np.concatenate([states[:, 0] for states, _ in their_states(model, tokenizer)])
-    return relative(our_outputs(ours), expected)
+    expected = np.concatenate([states[:, 0] for states, _ in foreign_states(model, tokenizer)])
+    return relative(native_outputs(checkpoint), expected)
 
 
 TASKS = {"task_types": 3, "sentence_types": 4}

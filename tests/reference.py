@@ -208,7 +208,7 @@ def kl(target: np.ndarray, other: np.ndarray) -> float:
 
 def package_name(variable: str) -> str:
     """What `rocketqa_paddle.networks.ernie.Ernie` calls an encoder variable (given without prefix)."""
-    for theirs, ours in {
+    for known, native in {
         "word_embedding": "word_embedding.weight",
         "pos_embedding": "position_embedding.weight",
         "sent_embedding": "sentence_embedding.weight",
@@ -216,10 +216,10 @@ def package_name(variable: str) -> str:
         "pre_encoder_layer_norm_scale": "norm.weight",
         "pre_encoder_layer_norm_bias": "norm.bias",
     }.items():
-        if variable == theirs:
-            return ours
+        if variable == known:
+            return native
     layer, _, rest = variable.removeprefix("encoder_layer_").partition("_")
-    for theirs, ours in {
+    for known, native in {
         "multi_head_att_query_fc.": "attention.query.",
         "multi_head_att_key_fc.": "attention.key.",
         "multi_head_att_value_fc.": "attention.value.",
@@ -229,9 +229,9 @@ def package_name(variable: str) -> str:
         "post_att_layer_norm_": "attention_norm.",
         "post_ffn_layer_norm_": "ffn_norm.",
     }.items():
-        if rest.startswith(theirs):
-            kind = {"w_0": "weight", "b_0": "bias", "scale": "weight", "bias": "bias"}[rest[len(theirs) :]]
-            return f"layers.{layer}.{ours}{kind}"
+        if rest.startswith(known):
+            kind = {"w_0": "weight", "b_0": "bias", "scale": "weight", "bias": "bias"}[rest[len(known) :]]
+            return f"layers.{layer}.{native}{kind}"
     raise KeyError(variable)
 
 

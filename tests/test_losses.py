@@ -1,4 +1,4 @@
-"""Losses against NumPy, their gradients against finite differences, and who gets gradient."""
+"""Losses against NumPy, their gradients against finite differences, and which model gets a gradient."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_far_apart_scores_still_get_the_right_gradient() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 3, 4)])
-def test_scores_that_are_no_lists_are_refused(shape: tuple[int, ...]) -> None:
+def test_scores_of_another_shape_than_lists_are_refused(shape: tuple[int, ...]) -> None:
     scores = paddle.ones(shape)
     with pytest.raises(ValueError, match="scores has shape .* expected .groups, group size."):
         losses.listwise_cross_entropy(scores)
@@ -149,7 +149,7 @@ def test_the_weight_scales_the_retrievers_gradient_alone() -> None:
     np.testing.assert_allclose(thrice[1], once[1])
 
 
-def test_mutual_moves_the_reranker_by_the_divergence_too() -> None:
+def test_mutual_moves_both_models_by_the_divergence() -> None:
     alone, mutual = joint_gradients(), joint_gradients(mutual=True)
     np.testing.assert_allclose(mutual[0], alone[0])
     assert np.abs(mutual[1] - alone[1]).max() > 1e-3
@@ -212,7 +212,7 @@ def test_pair_weighs_the_two_sides(alpha: float) -> None:
     assert float(given) == pytest.approx((1 - alpha) * query_centric + alpha * passage_centric, rel=1e-10)
 
 
-def test_a_tenth_of_pair_is_passage_centric_unless_told() -> None:
+def test_a_tenth_of_pair_is_passage_centric_by_default() -> None:
     vectors = [tensor(normal(3, 6, seed=seed)) for seed in (7, 8, 9)]
     assert float(losses.pair(*vectors)) == float(losses.pair(*vectors, alpha=0.1))
 
@@ -223,7 +223,7 @@ def test_pair_gradient_of_queries_positives_and_negatives(loss: Callable[..., pa
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1])
-def test_pair_refuses_an_alpha_that_is_no_share(alpha: float) -> None:
+def test_pair_refuses_an_alpha_outside_0_to_1(alpha: float) -> None:
     with pytest.raises(ValueError, match=f"alpha={alpha}, expected 0 to 1"):
         losses.pair(*(paddle.ones([2, 3]) for _ in range(3)), alpha=alpha)
 
@@ -251,7 +251,7 @@ def test_binary_cross_entropy_refuses_another_number_of_labels() -> None:
 # AR2 --------------------------------------------------------------------------------------------
 
 NORMALIZATIONS = ["released", "paper"]
-# What the retriever and the ranker of a group may score; the second list has the ranker mistaken.
+# Scores of a retriever and of a ranker for two groups; in the second group the ranker is mistaken.
 FOUND, JUDGED = normal(2, 4, seed=5), np.array([[3.0, 1.0, -2.0, 0.5], [-1.0, 2.0, 0.0, -3.0]])
 
 
@@ -302,7 +302,7 @@ def test_ar2_gradient_of_the_retriever_alone(normalization: str) -> None:
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_the_adversarial_term_draws_the_retriever_to_what_deceives_the_ranker(normalization: str) -> None:
-    """The gradient's step raises the score of the negative that the ranker likes best, above all others."""
+    """A step along the gradient raises the score of the negative that the ranker scores highest."""
     found, judged = tensor(np.zeros((1, 4))), tensor(np.array([[0.0, 5.0, -5.0, -6.0]]))
     losses.ar2_retriever(found, judged, adversarial_weight=1.0, normalization=normalization)[
         "loss"

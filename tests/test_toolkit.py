@@ -20,11 +20,11 @@ import pytest
 import rocketqa_paddle
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.batching import Batch
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.ernie import ErnieConfig
 from rocketqa_paddle.networks.tokenization import Tokenizer
-from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.toolkit import CrossModel, DualModel, load_model
 from rocketqa_paddle.training.trainer import Trainer
 
@@ -86,7 +86,7 @@ def test_a_cross_model_gives_logits_or_probabilities(folders: dict[str, str]) ->
         model = load_model(folders[head])
         scores = model.matching(QUERIES, PARAS, TITLES)
         assert scores.shape == (4,) and scores.dtype == np.float32
-        raw = retrieval.score_pairs(checkpoints.load(folders[head]), QUERIES, TITLES, PARAS)
+        raw = forward.score_pairs(checkpoints.load(folders[head]), QUERIES, TITLES, PARAS)
         expected = raw if head == "logit" else np.exp(raw) / (1 + np.exp(raw))
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
     assert ((scores > 0) & (scores < 1)).all()
@@ -488,12 +488,12 @@ def test_products_are_of_one_model_even_if_training_ends_meanwhile(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, after = load_model(folders["dual"]), checkpoints.load(folders["other"])
-    before, encode = model.matching(QUERIES, PARAS), retrieval.encode_queries
+    before, encode = model.matching(QUERIES, PARAS), forward.encode_queries
 
     def encode_and_end(*arguments: Any, **settings: Any) -> np.ndarray:
         vectors = encode(*arguments, **settings)
         model.checkpoint = after  # as `train` in another thread does at its end
         return vectors
 
-    monkeypatch.setattr(retrieval, "encode_queries", encode_and_end)
+    monkeypatch.setattr(forward, "encode_queries", encode_and_end)
     np.testing.assert_array_equal(model.matching(QUERIES, PARAS), before)

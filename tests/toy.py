@@ -1,4 +1,4 @@
-"""A made MS MARCO-style collection, networks of its size, and settings that train on it in seconds.
+"""A made MS MARCO-style collection, networks of its size, and flags of a run that trains on it in seconds.
 
 60 passages tell where one of 60 animals is (a colour and a name). The splits: `train` asks for the first 40,
 `dev` for passages 0 to 9 and `test` for 10 to 19 in other words, `unlabelled` for passages 40 to 49.
@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,24 +15,11 @@ from typing import Any
 from reference import Sizes
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.data import formats
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.ernie import ErnieConfig
 from rocketqa_paddle.networks.tokenization import SPECIAL_TOKENS, Tokenizer
 from rocketqa_paddle.records import Collection, Passage, Query, Split
 from rocketqa_paddle.search.retrieval import CorpusIndex
-from rocketqa_paddle.settings import (
-    DataSettings,
-    EvaluationSettings,
-    GroupSettings,
-    JointSettings,
-    OptimizerSettings,
-    RerankerSettings,
-    RerankerWarmupSettings,
-    RetrieverSettings,
-    RocketQAv2Settings,
-    WarmupSettings,
-)
 
 ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "blue", "green", "white", "black", "brown")
@@ -62,9 +48,22 @@ def collection() -> Collection:
     return Collection(passages, splits)
 
 
-def write(folder: Path) -> Path:
-    """The collection as a folder."""
-    formats.write_collection(folder, collection())
+def write(folder: Path, made: Collection | None = None) -> Path:
+    """A collection as a folder; judgements that are not all 1 take TREC's four columns."""
+    made = made or collection()
+    passages = made.passages.values()
+    files = {"para.txt": [(p.id, p.text) for p in passages]}
+    files["para.title.txt"] = [(p.id, p.title) for p in passages]
+    for name, split in made.splits.items():
+        files[f"{name}.query.txt"] = [(query.id, query.text) for query in split.queries.values()]
+        judged = [(q, "0", p, str(grade)) for q, row in split.qrels.items() for p, grade in row.items()]
+        pairs = [(query, passage) for query, _, passage, grade in judged if grade == "1"]
+        if judged:
+            files[f"qrels.{name}.tsv"] = pairs if len(pairs) == len(judged) else judged
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        text = "".join("\t".join(row) + "\n" for row in rows)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -131,60 +130,12 @@ def write_best(folder: Path) -> Path:
     return folder
 
 
-def settings(output: Path, folder: Path, **changes: Any) -> RocketQAv2Settings:
-    """Of a run that goes through every stage in a second or two. `changes` replace whole sections."""
-    fast = OptimizerSettings(learning_rate=1e-3)
-    sections: dict[str, Any] = {
-        "data": DataSettings(folder=str(folder), tests=["test"]),
-        "retriever": RetrieverSettings(start="tiny", pooling="mean", query_length=12, passage_length=20),
-        "reranker": RerankerSettings(start="tiny", length=28),
-        "warmup_retriever": WarmupSettings(batch_size=8, steps=4, optimizer=fast),
-        "warmup_reranker": RerankerWarmupSettings(batch_size=4, steps=4, negatives=3, optimizer=fast),
-        "joint": JointSettings(
-            rounds=2,
-            batch_size=4,
-            steps=4,
-            queries=20,
-            optimizer=fast,
-            groups=GroupSettings(negatives=3, depth=20, negative_below=0.5),
-        ),
-        "evaluation": EvaluationSettings(depth=20, rerank_depth=10, measures=["RR@10", "Success@5"]),
-    }
-    return RocketQAv2Settings(output=str(output), **(sections | changes))
-
-
-def check_files(folder: Path, trained: dict[str, list[str]], others: set[str], ignored: str = r"$") -> None:
-    """A finished run has left its own files, those of its stages' models and of `best/`, and `others`.
-
-    It has left nothing else, but for word lists and what is `ignored` (a pattern).
-    """
-    own = [
-        ".lock",
-        "best/stages.json",
-        "config.yaml",
-        "metrics.jsonl",
-        "report.md",
-        "stages.md",
-        "curves.png",
-    ]
-    parts = ("config.json", "model.safetensors", "vocab.txt", "README.md")
-    models = {**trained, "best": ["retriever", "reranker"]}
-    expected = {*own, *others, *(f"{stage}/stage.json" for stage in trained)}
-    expected |= {
-        f"{place}/{name}/{part}" for place, names in models.items() for name in names for part in parts
-    }
-    expected |= {f"best/index/{part}" for part in ("index.faiss", "ids.txt", "meta.json", "passages.jsonl")}
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert expected - found == set()
-    assert [name for name in found - expected if not re.match(rf"vocabulary/|{ignored}", name)] == []
-
-
 FLAGS = {
-    "retriever.start": "tiny",
+    "retriever.init": "tiny",
     "retriever.pooling": "mean",
     "retriever.query_length": 12,
     "retriever.passage_length": 20,
-    "reranker.start": "tiny",
+    "reranker.init": "tiny",
     "reranker.length": 28,
     "warmup_retriever.steps": 3,
     "warmup_reranker.steps": 3,
@@ -196,7 +147,7 @@ FLAGS = {
     "evaluation.depth": 10,
     "evaluation.rerank_depth": 5,
 }
-"""Settings of a run through every stage that is as short as can be, as the command line writes them."""
+"""Settings of a run through every step that is as short as can be, as the command line writes them."""
 
 
 def flags(**settings: Any) -> list[str]:

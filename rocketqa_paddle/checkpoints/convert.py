@@ -1,9 +1,9 @@
-"""Models of other makers: found, read, and written so that their makers' tools load them.
+"""Models of all formats: found, read, and written so that the libraries they belong to load them.
 
 | format | what it is |
 |---|---|
 | `native` | a checkpoint folder of this project |
-| `reference` | the RocketQA toolkit's JSON, with a folder of one file a variable |
+| `reference` | the RocketQA toolkit's JSON, with a folder of one file for every variable |
 | `paddlenlp` | `config.json` or `model_config.json` with `model_state.pdparams` or safetensors |
 | `huggingface` | `config.json` with `model.safetensors`; also sentence-transformers and cross encoders |
 
@@ -14,49 +14,45 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import paddle
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.checkpoints import published
 from rocketqa_paddle.checkpoints.formats import huggingface, paddlenlp, reference
-from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights, join_towers, towers
-from rocketqa_paddle.networks import parameters
-from rocketqa_paddle.networks.batching import collate
-from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint, Kind, describe
+from rocketqa_paddle.checkpoints.formats.towers import SIDES, join_towers, split_towers
+from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights
+from rocketqa_paddle.networks import forward, parameters
+from rocketqa_paddle.networks.encoders import CROSS, Checkpoint, Kind, describe
 from rocketqa_paddle.runtime.storage import read_json, replacing, whole
 
 Format = Literal["native", "reference", "paddlenlp", "huggingface"]
-_FOLDERS = {"paddlenlp": paddlenlp, "huggingface": huggingface}
-
-
-_TOOLKIT = {"model_checkpoint_path", "model_conf_path", "model_vocab_path"}  # keys of the toolkit's JSON
+_LIBRARIES = {"paddlenlp": paddlenlp, "huggingface": huggingface}
+_TOOLKIT_KEYS = {*reference.PATHS}
 
 
 class Source(NamedTuple):
-    """Where a model is and what reads it. `format` is None for a name that only PaddleNLP knows."""
+    """The place of a model and its format, which is None for a name that only PaddleNLP knows."""
 
     format: Format | None
     path: Path
 
 
 def read(source: str | Path, *, kind: Kind | None = None) -> Checkpoint:
-    """Read a model of any format.
+    """Read a model of any format, which has to be of the given kind if there is one.
 
-    Args:
-        source: a published name (`hub.MODELS`), a JSON file of the toolkit, a folder of any format,
-            `package:NAME/FOLDER` for a folder inside an installed package, or, with the extra `paddlenlp`,
-            a name that PaddleNLP knows.
-        kind: `dual_encoder` or `cross_encoder`, where only one of them will do.
+    The source is a published name (`published.MODELS`), a JSON file of the toolkit, a folder of any format,
+    `package:NAME/FOLDER` for a folder inside an installed package, or, with the extra `paddlenlp`, a name
+    that PaddleNLP knows.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: another kind, or a model that does not fit its own description.
+        FileNotFoundError: there is no such model.
+        ValueError: the model is of the other kind, or does not fit its own description.
     """
     checkpoint = read_found(find(source))
     if kind not in (None, checkpoint.kind):
@@ -71,54 +67,49 @@ def read_found(source: Source) -> Checkpoint:
     if source.format == "native":
         return checkpoints.load(source.path)
     if source.format == "reference":
-        return _read_reference(source)
+        return _read_reference(source.path)
+    library = _LIBRARIES[source.format]
     if _has_towers(source.path):
-        parts = (_FOLDERS[source.format].read(source.path / name) for name in ("query", "passage"))
-        return join_towers(*parts, source.path)
-    return _FOLDERS[source.format].read(source.path)
+        return join_towers(*(library.read(source.path / side).checkpoint() for side in SIDES), source.path)
+    return library.read(source.path).checkpoint()
 
 
-def _read_reference(source: Source) -> Checkpoint:
-    """The toolkit's JSON. What `train` saves here names a checkpoint folder of this project in it."""
-    named = read_json(source.path).get("model_checkpoint_path")
-    if isinstance(named, str) and checkpoints.is_checkpoint(source.path.parent / named):
-        return checkpoints.load(source.path.parent / named)
-    return reference.read(source.path)
+def _read_reference(path: Path) -> Checkpoint:
+    """Read the toolkit's JSON, which names a checkpoint folder of this project if `train` saved the model."""
+    named = read_json(path).get("model_checkpoint_path")
+    if isinstance(named, str) and checkpoints.is_checkpoint(path.parent / named):
+        return checkpoints.load(path.parent / named)
+    return reference.read(path)
 
 
 def read_encoder(source: str | Path) -> EncoderWeights | None:
-    """The encoder of a Hugging Face or PaddleNLP model, without head; None for other formats."""
+    """Read the encoder of a Hugging Face or PaddleNLP model; return None for the other formats."""
     found = find(source)
     if found.format is None:
-        return paddlenlp.read_encoder(paddlenlp.download(str(found.path)))
-    if found.format in _FOLDERS and not _has_towers(found.path):
-        return _FOLDERS[found.format].read_encoder(found.path)
+        return paddlenlp.read(paddlenlp.download(str(found.path))).encoder()
+    if found.format in _LIBRARIES and not _has_towers(found.path):
+        return _LIBRARIES[found.format].read(found.path).encoder()
     return None
 
 
+# Finding ----------------------------------------------------------------------------------------
+
+
 def find(source: str | Path) -> Source:
-    """Tell where a model is and in which format; a published one is fetched first.
+    """Find a model and its format; a published one is fetched first.
 
     Raises:
-        FileNotFoundError: no model there; says what can be given.
-        ValueError: a file that is no JSON.
+        FileNotFoundError: there is no such model; the message says what can be given.
+        ValueError: it is a file but not a JSON file of the toolkit, or a `config.json`.
     """
     name = str(source)
     if name in published.MODELS:
         return Source("reference", published.fetch(name) / reference.CONFIG)
     if (path := Path(source).absolute()).is_file():
-        if path.suffix != ".json":
-            raise ValueError(f"{path} is a file, expected the JSON of a toolkit's model, or a folder")
-        if _TOOLKIT & read_json(path).keys():
-            return Source("reference", _beside_its_files(path))
-        if path.name not in ("config.json", "model_config.json"):
-            raise ValueError(
-                f"{path}: not the JSON of a toolkit's model, which has {', '.join(sorted(_TOOLKIT))}"
-            )
-        return _in_folder(path.parent)
+        return _find_file(path)
     path = installed_folder(name) if name.startswith("package:") else whole(source)
     if path.is_dir():
-        return _in_folder(path)
+        return _find_in_folder(path)
     if name in paddlenlp.names():
         return Source(None, Path(name))
     near = get_close_matches(name.lower(), published.MODELS, n=1)
@@ -130,27 +121,33 @@ def find(source: str | Path) -> Source:
     )
 
 
-def _beside_its_files(path: Path) -> Path:
-    """A JSON that is a link names files beside the link, or beside the file."""
-    named = path.parent / str(read_json(path).get("model_conf_path"))
-    return path if named.exists() else path.resolve()
+def _find_file(path: Path) -> Source:
+    if path.suffix != ".json":
+        raise ValueError(f"{path} is a file, expected the JSON of a toolkit's model, or a folder")
+    values = read_json(path)
+    if _TOOLKIT_KEYS & values.keys():
+        beside = (path.parent / str(values.get("model_conf_path"))).exists()
+        return Source("reference", path if beside else path.resolve())  # a link may lead to the files
+    if path.name not in paddlenlp.CONFIGS:
+        keys = ", ".join(sorted(_TOOLKIT_KEYS))
+        raise ValueError(f"{path}: not the JSON of a toolkit's model, which has {keys}")
+    return _find_in_folder(path.parent)
 
 
-def _in_folder(path: Path) -> Source:
+def _find_in_folder(path: Path) -> Source:
     files = {file.name for file in path.iterdir()}
     values = read_json(path / "config.json") if "config.json" in files else {}
     if "format_version" in values:
         return Source("native", path)
-    if _TOOLKIT & values.keys():
+    if _TOOLKIT_KEYS & values.keys():
         return Source("reference", path / "config.json")
     if _has_towers(path):
-        return Source(_in_folder(path / "query").format, path)
+        return Source(_find_in_folder(path / "query").format, path)
     if files & {"model_config.json", "model_state.pdparams"} or "paddlenlp_version" in values:
         return Source("paddlenlp", path)
     if files & {huggingface.MODULES, "config.json"}:
         return Source("huggingface", path)
-    toolkits = [file.name for file in sorted(path.glob("*.json")) if _TOOLKIT & _keys(file)]
-    if toolkits:
+    if toolkits := [file.name for file in sorted(path.glob("*.json")) if _is_toolkits(file)]:
         raise FileNotFoundError(f"{path} holds several models: give one of {', '.join(toolkits)}")
     raise FileNotFoundError(
         f"{path}: no model there. Expected a folder with config.json: a checkpoint of this project, a model "
@@ -158,32 +155,28 @@ def _in_folder(path: Path) -> Source:
     )
 
 
-def _keys(file: Path) -> set[str]:
-    try:
-        return set(read_json(file))
-    except ValueError:
-        return set()
+def _is_toolkits(file: Path) -> bool:
+    with suppress(ValueError):
+        return bool(_TOOLKIT_KEYS & read_json(file).keys())
+    return False
 
 
 def _has_towers(path: Path) -> bool:
-    return not (path / "config.json").is_file() and all((path / n).is_dir() for n in ("query", "passage"))
+    return not (path / "config.json").is_file() and all((path / side).is_dir() for side in SIDES)
 
 
 def installed_folder(reference: str) -> Path:
-    """The folder that `package:NAME/FOLDER` means, found without importing the package.
+    """Return the folder that `package:NAME/FOLDER` means, without importing the package.
 
     Raises:
         FileNotFoundError: the package is not installed, or has no such folder.
     """
     name, _, inside = reference.removeprefix("package:").partition("/")
-    try:
+    with suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    roots: Iterable[str] = (spec.submodule_search_locations if spec else None) or []
-    for root in roots:
-        if (folder := Path(root) / inside).is_dir():
-            return folder
+        for root in (spec and spec.submodule_search_locations) or ():
+            if (folder := Path(root) / inside).is_dir():
+                return folder
     raise FileNotFoundError(
         f"{reference}: the package {name} is not installed or has no folder {inside!r}; "
         f"pip install {name.replace('_', '-')}"
@@ -194,16 +187,10 @@ def installed_folder(reference: str) -> Path:
 
 
 def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = "") -> None:
-    """Write a model in a format; see the table of this module.
-
-    Args:
-        checkpoint: what to write.
-        target: folder, replaced if it holds a model.
-        to: the format.
-        card: Markdown for the model card of the native format.
+    """Write a model to a folder, which is replaced if it holds a model; `card` is for the native format.
 
     Raises:
-        ValueError: the format cannot express the model, or the folder holds other things.
+        ValueError: the format cannot express the model, or the folder holds other files.
     """
     _check_target(Path(target))
     if to == "native":
@@ -211,11 +198,11 @@ def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = ""
     elif to == "reference":
         reference.write(checkpoint, target)
     elif checkpoint.kind == CROSS or checkpoint.network.shared:
-        _FOLDERS[to].write(checkpoint, target)
+        _LIBRARIES[to].write(checkpoint, target)
     else:
         with replacing(target, marker="query/config.json") as new:
-            for name, part in towers(checkpoint).items():
-                _FOLDERS[to].write(part, new / name)
+            for side, tower in split_towers(checkpoint).items():
+                _LIBRARIES[to].write(tower, new / side)
 
 
 _WRITTEN = {
@@ -225,108 +212,97 @@ _WRITTEN = {
     *("tokenizer.json", "modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
     *("config_sentence_transformers.json", "query", "passage"),
 }
-"""Everything that any format writes."""
+"""The names of all files and folders that any format writes."""
 
 
 def _check_target(target: Path) -> None:
-    """Only a folder of what is written here may be replaced."""
-    if not target.is_dir():
-        return
+    """Check that only a model would be replaced."""
+    others = sorted({file.name for file in target.iterdir()} - _WRITTEN) if target.is_dir() else []
     config = target / "config.json"
-    names = {file.name for file in target.iterdir()}
-    strange = sorted(names - _WRITTEN)
-    if config.is_file() and not {"model_type", *_TOOLKIT} & read_json(config).keys():
-        strange.append("config.json")
-    if strange:
-        raise ValueError(
-            f"{target} holds {', '.join(strange[:5])}, which would be lost: choose another folder"
-        )
+    if config.is_file() and not {"model_type", *_TOOLKIT_KEYS} & read_json(config).keys():
+        others.append("config.json")
+    if others:
+        named = ", ".join(others[:5])
+        raise ValueError(f"{target} holds {named}, which would be lost: choose another folder")
 
+
+# Comparing --------------------------------------------------------------------------------------
 
 SAMPLE = (
     ("what is dense passage retrieval", "Dense retrieval", "A query and a passage are encoded as vectors."),
-    (
-        "why are hard negatives needed?",
-        "",
-        "Random passages are too easy to tell from the answer; hard ones teach.",
-    ),
+    ("why are hard negatives needed?", "", "Random passages are too easy to tell apart; hard ones teach."),
     ("为什么需要负例", "稠密检索", "模型从负例中学习区分相关与不相关的段落。"),
     ("café naïve 1999", "Unknown 🙂 words", "x " * 600),
 )
-"""Query, title and text on which a converted model is compared with the one it came from."""
+"""Queries, titles and texts on which a converted model is compared with the original."""
 
 
 def largest_difference(one: Checkpoint, other: Checkpoint) -> float:
-    """The largest difference of two models' outputs on `SAMPLE`: elements of vectors, or scores."""
+    """Return the largest difference of two models' outputs on `SAMPLE`: elements of vectors, or scores."""
     differences = [np.abs(a - b).max() for a, b in zip(_outputs(one), _outputs(other), strict=True)]
-    return float(np.max(differences))  # which is NaN if one of them is
+    return float(np.max(differences))  # NaN if one of them is NaN
 
 
 def _outputs(checkpoint: Checkpoint) -> list[np.ndarray]:
-    network, tokenizer, lengths = checkpoint.network, checkpoint.tokenizer, checkpoint.lengths
     queries, titles, texts = zip(*SAMPLE, strict=True)
     if checkpoint.kind == CROSS:
-        passes = [(network, tokenizer.pack_pairs(queries, titles, texts, lengths["pair"]))]
-    else:
-        passes = [
-            (network.encode_queries, tokenizer.pack_queries(queries, lengths["query"])),
-            (network.encode_passages, tokenizer.pack_passages(titles, texts, lengths["passage"])),
-        ]
-    with paddle.no_grad():
-        return [forward(collate(packed, tokenizer.pad_id)).numpy() for forward, packed in passes]
+        return [forward.score_pairs(checkpoint, queries, titles, texts)]
+    return [forward.encode_queries(checkpoint, queries), forward.encode_passages(checkpoint, titles, texts)]
+
+
+# Describing -------------------------------------------------------------------------------------
 
 
 def notes(checkpoint: Checkpoint, to: Format) -> list[str]:
-    """What people must know who load the model with the other library."""
-    network, tokenizer = checkpoint.network, checkpoint.tokenizer
+    """Return what people must know who load the model with the other library."""
     if to in ("native", "reference"):
         return []
-    found = []
-    if checkpoint.kind == DUAL:
-        if not network.shared:
-            found.append("two towers: the folders query and passage are a model each")
-        elif checkpoint.lengths["query"] < (longest := checkpoint.lengths["passage"]):
-            found.append(f"queries are cut there at {longest} tokens, not at {checkpoint.lengths['query']}")
-        if network.temperature != 1:
-            found.append(
-                f"there the vectors of passages are not divided by the temperature {network.temperature}"
-            )
-        if not tokenizer.one_segment:
-            found.append("a passage is a pair there: its title, which may be empty, and its text")
-        if to == "paddlenlp" and (network.pooling != "cls" or network.normalize):
-            found.append(
-                f"pool yourself there: {network.pooling}" + (", then unit length" * network.normalize)
-            )
-    elif network.head == "logit":
-        found.append("it has no pooler; the one written there is the identity in float32, but not in float16")
-    if tokenizer.for_cn and to == "paddlenlp":
-        found.append("remove the spaces from all texts there first (for_cn)")
-    if (
-        to == "paddlenlp"
-        and network.config.task_types
-        and network.config.layer_norm_eps != paddlenlp.ERNIE_EPSILON
-    ):
-        found.append(
-            f"PaddleNLP computes ERNIE with epsilon {paddlenlp.ERNIE_EPSILON}: its numbers will differ"
-        )
-    return found
+    return [*_notes(checkpoint), *(_paddlenlp_notes(checkpoint) if to == "paddlenlp" else ())]
+
+
+def _notes(checkpoint: Checkpoint) -> Iterator[str]:
+    network, lengths = checkpoint.network, checkpoint.lengths
+    if checkpoint.kind == CROSS:
+        if network.head == "logit":
+            yield "it has no pooler; the one written there is the identity in float32, but not in float16"
+        return
+    if not network.shared:
+        yield "two towers: the folders query and passage are a model each"
+    elif lengths["query"] < lengths["passage"]:
+        yield f"queries are cut there at {lengths['passage']} tokens, not at {lengths['query']}"
+    if network.temperature != 1:
+        yield f"there the vectors of passages are not divided by the temperature {network.temperature}"
+    if not checkpoint.tokenizer.one_segment:
+        yield "a passage is a pair there: its title, which may be empty, and its text"
+
+
+def _paddlenlp_notes(checkpoint: Checkpoint) -> Iterator[str]:
+    network, sizes = checkpoint.network, checkpoint.network.config
+    if checkpoint.kind != CROSS and (network.pooling != "cls" or network.normalize):
+        yield f"pool yourself there: {network.pooling}" + (", then unit length" * network.normalize)
+    if checkpoint.tokenizer.for_cn:
+        yield "remove the spaces from all texts there first (for_cn)"
+    if sizes.task_types and sizes.layer_norm_eps != paddlenlp.ERNIE_EPSILON:
+        yield f"PaddleNLP computes ERNIE with epsilon {paddlenlp.ERNIE_EPSILON}: its numbers will differ"
 
 
 def table(source: Source) -> Iterator[tuple[str, str]]:
-    """Names and values that tell what a model is, for people."""
+    """Yield names and values that describe a model for people."""
     checkpoint = read_found(source)
     network, tokenizer = checkpoint.network, checkpoint.tokenizer
-    sizes = network.config
     described = describe(network)
     size = sum(tensor.size for tensor in parameters.named_tensors(network).values())
     yield "path", str(source.path)
     yield "format", source.format or "paddlenlp"
     yield "kind", str(described.pop("model_type"))
     yield from ((name, str(value)) for name, value in described.items())
-    yield "encoder", ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(sizes).items())
+    yield "encoder", _listed(dataclasses.asdict(network.config))
     yield "parameters", f"{size:,}"
-    yield "lengths", ", ".join(f"{name} {length}" for name, length in checkpoint.lengths.items())
+    yield "lengths", _listed(checkpoint.lengths)
     kind = "SentencePiece" if tokenizer.path.suffix == ".model" else "WordPiece"
-    settings = ", ".join(f"{name} {value}" for name, value in tokenizer.settings.items())
-    yield "tokenizer", f"{kind}, {len(tokenizer)} tokens, {settings}"
+    yield "tokenizer", f"{kind}, {len(tokenizer)} tokens, {_listed(tokenizer.settings)}"
     yield "digest", checkpoint.digest()
+
+
+def _listed(values: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,52 +1,45 @@
-"""What training starts from: weights that a setting names, put into the networks of a run."""
+"""Initial checkpoints: what training begins with, read as a setting names it and put into new networks."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from paddle import nn
 
 from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.ernie import ErnieConfig
-from rocketqa_paddle.networks.parameters import load_arrays, to_arrays
-from rocketqa_paddle.networks.tokenization import Tokenizer, train_vocab
+from rocketqa_paddle.networks.parameters import fingerprint_parts, load_arrays, to_arrays
+from rocketqa_paddle.networks.tokenization import Tokenizer
+from rocketqa_paddle.networks.vocabulary import train_vocab
+from rocketqa_paddle.runtime import storage
 
 SIZES = {
     "tiny": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "ffn_size": 256},
     "mini": {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "ffn_size": 1024},
 }
-"""Networks from scratch, with a vocabulary trained on the corpus."""
+"""Sizes of networks with random weights, whose vocabulary is trained on the corpus."""
 
-Start = EncoderWeights | Checkpoint
-"""What training can start from: an encoder without head, or a whole checkpoint."""
+Initial = EncoderWeights | Checkpoint
+"""What training can begin with: an encoder, perhaps with a classifier's head, or a whole checkpoint."""
 
 
-def read_start(start: str, corpus: Iterable[str], work: str | Path) -> Start:
-    """Find the start weights that a setting names.
+def read(init: str, corpus: Iterable[str], work: str | Path) -> Initial:
+    """Read the initial checkpoint that a setting names; see `settings.RetrieverSettings.init`.
 
-    Args:
-        start: see `config.RetrieverSettings.start`.
-        corpus: texts to train a vocabulary on, read for a size from scratch only.
-        work: folder where that vocabulary is written.
-
-    Returns:
-        A whole checkpoint, or an encoder without head; from scratch, one without arrays.
+    If it names one of `SIZES`, a vocabulary is trained on the texts of `corpus` and written to the folder
+    `work`. The encoder has no arrays then: its weights are drawn when a network is made of it.
 
     Raises:
-        FileNotFoundError: nothing there; says what can be given.
+        FileNotFoundError: there is no such model; the message says what can be given.
     """
-    if start in SIZES and not Path(start).is_dir():
-        return _from_scratch(start, corpus, Path(work))
+    if init in SIZES and not Path(init).is_dir():
+        return _from_scratch(init, corpus, Path(work))
     try:
-        return convert.read_encoder(start) or convert.read(start)
+        return convert.read_encoder(init) or convert.read(init)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"start: {error}; or a size from scratch: {', '.join(SIZES)}") from None
+        raise FileNotFoundError(f"init: {error}; or a size from scratch: {', '.join(SIZES)}") from None
 
 
 def _from_scratch(size: str, corpus: Iterable[str], work: Path) -> EncoderWeights:
@@ -58,67 +51,74 @@ def _from_scratch(size: str, corpus: Iterable[str], work: Path) -> EncoderWeight
     return EncoderWeights(config, {}, path)
 
 
-def digest(start: Start) -> str:
-    """16 hexadecimal digits that name start weights: parameters, sizes and vocabulary."""
-    if isinstance(start, Checkpoint):
-        return start.digest()
-    state = hashlib.sha256(repr((start.config, start.lower_case, start.head)).encode())
-    state.update(start.vocabulary.read_bytes())
-    for name, array in sorted({**start.arrays, **start.head_arrays}.items()):
-        state.update(f"{name} {list(array.shape)}".encode())
-        state.update(np.ascontiguousarray(array).data)
-    return state.hexdigest()[:16]
+def fingerprint(weights: Initial) -> str:
+    """Return 16 hexadecimal digits that name the parameters, the sizes and the vocabulary."""
+    if isinstance(weights, Checkpoint):
+        return weights.digest()
+    sizes = repr((weights.config, weights.lower_case, weights.head))
+    arrays = fingerprint_parts({**weights.arrays, **weights.head_arrays})
+    return storage.fingerprint([sizes, weights.vocabulary.read_bytes(), *arrays])
 
 
-def start_retriever(
-    weights: Start, query_length: int, passage_length: int, *, for_cn: bool = False, **network: Any
+def retriever(
+    weights: Initial, query_length: int, passage_length: int, *, for_cn: bool = False, **network: Any
 ) -> Checkpoint:
-    """A dual encoder whose towers start from `weights`; `network` is passed to `DualEncoder`."""
-    config, tokenizer = _parts(weights, for_cn)
+    """Make a dual encoder whose towers begin with `weights`; `network` is passed to `DualEncoder`.
+
+    Raises:
+        ValueError: `weights` is a cross encoder, or has two towers where `network` asks for one.
+    """
+    config, tokenizer = _config_and_tokenizer(weights, for_cn)
     encoder = DualEncoder(config, **network)
-    _fill(encoder, weights, {"query": encoder.query, "passage": encoder.passage})
+    if isinstance(weights, Checkpoint):
+        _check_kind(weights.network, encoder)
+        if encoder.shared and not weights.network.shared:
+            raise ValueError("init has two towers, but shared=true asks for one: set shared=false")
+        load_arrays(encoder.query, to_arrays(weights.network.query), "init")
+        load_arrays(encoder.passage, to_arrays(weights.network.passage), "init")
+    elif weights.arrays:
+        for tower in (encoder.query, encoder.passage):
+            load_arrays(tower, weights.arrays, weights.vocabulary.parent)
     return Checkpoint(encoder, tokenizer, {"query": query_length, "passage": passage_length})
 
 
-def start_reranker(weights: Start, length: int, *, for_cn: bool = False, **network: Any) -> Checkpoint:
-    """A cross encoder that starts from `weights`, its head at random unless they are a cross encoder's."""
-    config, tokenizer = _parts(weights, for_cn)
+def reranker(weights: Initial, length: int, *, for_cn: bool = False, **network: Any) -> Checkpoint:
+    """Make a cross encoder that begins with `weights`; `network` is passed to `CrossEncoder`.
+
+    Its head is random unless `weights` has one.
+
+    Raises:
+        ValueError: `weights` is a dual encoder, or has another head than `network` asks for.
+    """
+    config, tokenizer = _config_and_tokenizer(weights, for_cn)
     encoder = CrossEncoder(config, **network)
-    given = weights.head if isinstance(weights, EncoderWeights) else getattr(weights.network, "head", None)
-    if given not in (None, encoder.head):
-        raise ValueError(
-            f"start has the head {given!r}, but {encoder.head!r} is asked for: set head to {given}"
-        )
-    if isinstance(weights, EncoderWeights) and weights.head:
+    _check_head(weights, encoder)
+    if isinstance(weights, Checkpoint):
+        _check_kind(weights.network, encoder)
+        load_arrays(encoder, to_arrays(weights.network), "init")
+    elif weights.head:
         ernie = {f"ernie.{name}": array for name, array in weights.arrays.items()}
         load_arrays(encoder, ernie | weights.head_arrays, weights.vocabulary.parent)
-    else:
-        _fill(encoder, weights, {"ernie": encoder.ernie})
+    elif weights.arrays:
+        load_arrays(encoder.ernie, weights.arrays, weights.vocabulary.parent)
     return Checkpoint(encoder, tokenizer, {"pair": length})
 
 
-def _parts(weights: Start, for_cn: bool) -> tuple[ErnieConfig, Tokenizer]:
+def _config_and_tokenizer(weights: Initial, for_cn: bool) -> tuple[ErnieConfig, Tokenizer]:
     if isinstance(weights, Checkpoint):
         return weights.network.config, weights.tokenizer
     return weights.config, Tokenizer(weights.vocabulary, lower_case=weights.lower_case, for_cn=for_cn)
 
 
-def _fill(network: DualEncoder | CrossEncoder, weights: Start, towers: Mapping[str, nn.Layer]) -> None:
-    if isinstance(weights, EncoderWeights):
-        for tower in towers.values():
-            if weights.arrays:
-                load_arrays(tower, weights.arrays, weights.vocabulary.parent)
-        return
-    theirs = weights.network
-    if type(theirs) is not type(network):
-        raise ValueError(
-            f"start is a {type(theirs).__name__}, expected a {type(network).__name__}: give a checkpoint "
-            "of the same kind, or an encoder without head"
-        )
-    if isinstance(network, CrossEncoder):
-        load_arrays(network, to_arrays(theirs), "start")
-        return
-    if network.shared and not theirs.shared:
-        raise ValueError("start has two towers, but shared=true asks for one: set shared=false")
-    for name, tower in towers.items():
-        load_arrays(tower, to_arrays(getattr(theirs, name)), "start")
+def _check_kind(source: DualEncoder | CrossEncoder, target: DualEncoder | CrossEncoder) -> None:
+    given, expected = type(source).__name__, type(target).__name__
+    if given != expected:
+        remedy = "give a checkpoint of the same kind, or an encoder without head"
+        raise ValueError(f"init is a {given}, expected a {expected}: {remedy}")
+
+
+def _check_head(weights: Initial, encoder: CrossEncoder) -> None:
+    given = weights.head if isinstance(weights, EncoderWeights) else getattr(weights.network, "head", None)
+    if given not in (None, encoder.head):
+        problem = f"init has the head {given!r}, but {encoder.head!r} is asked for"
+        raise ValueError(f"{problem}: set head to {given}")

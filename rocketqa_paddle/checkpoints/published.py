@@ -1,7 +1,7 @@
-"""The published models: what there is, and a cache of what was fetched.
+"""The published models: what there is, and a cache of what was downloaded.
 
-The cache is the folder `ROCKETQA_HOME`, by default `~/.rocketqa`, which the RocketQA toolkit uses, too:
-what it has fetched already is found.
+The cache is the folder `ROCKETQA_HOME`, by default `~/.rocketqa`. The RocketQA toolkit uses the same folder,
+so models that it has downloaded are found here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import shutil
 import sys
 import tarfile
 import time
@@ -19,15 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import httpx
-from filelock import FileLock
 from tqdm import tqdm
 
-from rocketqa_paddle.runtime.storage import replacing
+from rocketqa_paddle.runtime.storage import locked, replacing
 
 BASE_URL = "https://rocketqa.bj.bcebos.com/RocketQAModels"
 ATTEMPTS = 5
 WAIT_SECONDS = 1.0  # before the second attempt; twice as long before each later one
-TIMEOUT_SECONDS = 30.0  # without a byte
+TIMEOUT_SECONDS = 30.0  # how long the server may send nothing
 _BLOCK = 1 << 18
 
 
@@ -35,114 +33,118 @@ _BLOCK = 1 << 18
 class Published:
     """A released model.
 
-    `lengths` are the tokens that the released training scripts give a query, a passage or a pair; the
-    configuration in the archive has the last word. `md5` is of the archive, as the toolkit states it.
+    `lengths` are the numbers of tokens that the released training scripts give a query, a passage or a pair.
+    If the configuration in the archive says otherwise, it counts.
     """
 
-    name: str
+    name: str  # the name that `load_model` takes
     kind: Literal["dual_encoder", "cross_encoder"]
     language: Literal["en", "zh"]
     lengths: dict[str, int]
-    trained_on: str
-    system: str
-    md5: str
-    url: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.url:
-            object.__setattr__(self, "url", f"{BASE_URL}/{self.name}.tar.gz")
+    trained_on: str  # the data set
+    system: str  # the system whose paper describes the model
+    md5: str  # the archive's digest, as the toolkit states it
+    url: str  # the archive's address
 
 
-def _dual(name: str, language: str, passage: int, trained_on: str, system: str, md5: str) -> Published:
-    return Published(
-        name, "dual_encoder", language, {"query": 32, "passage": passage}, trained_on, system, md5
-    )
-
-
-def _cross(name: str, language: str, pair: int, trained_on: str, system: str, md5: str) -> Published:
-    return Published(name, "cross_encoder", language, {"pair": pair}, trained_on, system, md5)
-
-
-_MARCO, _NQ, _DUREADER = "MS MARCO", "Natural Questions", "DuReader"
-MODELS: dict[str, Published] = {
-    model.name: model
-    for model in (
-        _dual("v1_marco_de", "en", 128, _MARCO, "RocketQA", "d8210e4080935bd7fdad7a394cd60b66"),
-        _cross("v1_marco_ce", "en", 160, _MARCO, "RocketQA", "caec5aedc46f22edd7107ecd793fc7fb"),
-        _dual("v1_nq_de", "en", 128, _NQ, "RocketQA", "cfeb70f82087b8a47bb0d6d6cfcd61c5"),
-        _cross("v1_nq_ce", "en", 160, _NQ, "RocketQA", "15aac78d70cc25994016b8a30d80f12c"),
-        _dual("pair_marco_de", "en", 128, _MARCO, "PAIR", "b4080ffa2999525e5ba2aa1f4e03a9e8"),
-        _dual("pair_nq_de", "en", 128, _NQ, "PAIR", "d770bc379ec6def7e0588ec02c80ace2"),
-        _dual("v2_marco_de", "en", 128, _MARCO, "RocketQAv2", "4ce64ff35d1d831f0ca989e49abde227"),
-        _cross("v2_marco_ce", "en", 160, _MARCO, "RocketQAv2", "915ea7ff214a4a92a3a1e1d56c3fb469"),
-        _dual("v2_nq_de", "en", 128, _NQ, "RocketQAv2", "8f177aa75cadaad6656dcd981edc983b"),
-        _dual("zh_dureader_de", "zh", 384, _DUREADER, "RocketQA", "39811675289c311236c667ad57ebd2d2"),
-        _cross("zh_dureader_ce", "zh", 384, _DUREADER, "RocketQA", "11caeb179febc5f0a55fa10ae3f2d123"),
-        _dual("zh_dureader_de_v2", "zh", 384, _DUREADER, "RocketQA", "889e62b0091bc350622549b57a2616ec"),
-        _cross("zh_dureader_ce_v2", "zh", 384, _DUREADER, "RocketQA", "552675c98c546e798a33cc84325921f6"),
-    )
+_DIGESTS = {
+    "v1_marco_de": "d8210e4080935bd7fdad7a394cd60b66",
+    "v1_marco_ce": "caec5aedc46f22edd7107ecd793fc7fb",
+    "v1_nq_de": "cfeb70f82087b8a47bb0d6d6cfcd61c5",
+    "v1_nq_ce": "15aac78d70cc25994016b8a30d80f12c",
+    "pair_marco_de": "b4080ffa2999525e5ba2aa1f4e03a9e8",
+    "pair_nq_de": "d770bc379ec6def7e0588ec02c80ace2",
+    "v2_marco_de": "4ce64ff35d1d831f0ca989e49abde227",
+    "v2_marco_ce": "915ea7ff214a4a92a3a1e1d56c3fb469",
+    "v2_nq_de": "8f177aa75cadaad6656dcd981edc983b",
+    "zh_dureader_de": "39811675289c311236c667ad57ebd2d2",
+    "zh_dureader_ce": "11caeb179febc5f0a55fa10ae3f2d123",
+    "zh_dureader_de_v2": "889e62b0091bc350622549b57a2616ec",
+    "zh_dureader_ce_v2": "552675c98c546e798a33cc84325921f6",
 }
+_SYSTEMS = {"v1": "RocketQA", "zh": "RocketQA", "pair": "PAIR", "v2": "RocketQAv2"}
+_DATA = {"marco": "MS MARCO", "nq": "Natural Questions", "dureader": "DuReader"}
+
+
+def _published(name: str, md5: str) -> Published:
+    """Describe a model by its name: the system or `zh`, the data, and `de` or `ce` for the kind."""
+    system, data, kind = name.split("_")[:3]
+    language, passage, pair = ("zh", 384, 384) if system == "zh" else ("en", 128, 160)
+    dual = kind == "de"
+    lengths = {"query": 32, "passage": passage} if dual else {"pair": pair}
+    kind, url = "dual_encoder" if dual else "cross_encoder", f"{BASE_URL}/{name}.tar.gz"
+    return Published(name, kind, language, lengths, _DATA[data], _SYSTEMS[system], md5, url)
+
+
+MODELS = {name: _published(name, md5) for name, md5 in _DIGESTS.items()}
 
 
 def available_models() -> list[str]:
-    """The names of the published models."""
+    """Return the names of the published models."""
     return list(MODELS)
 
 
 def home() -> Path:
-    """The cache folder."""
+    """Return the cache folder."""
     return Path(os.environ.get("ROCKETQA_HOME") or "~/.rocketqa").expanduser()
 
 
 def is_fetched(name: str) -> bool:
-    """Whether a published model is in the cache."""
+    """Tell whether a published model is in the cache."""
     return (home() / name / "config.json").is_file()
 
 
 def fetch(name: str) -> Path:
-    """The folder of a published model; it is downloaded and unpacked first if it is not there.
+    """Return the folder of a published model, which is downloaded and unpacked if it is not in the cache.
 
-    Processes that ask at the same time fetch once. A download that breaks off goes on where it stopped.
+    Processes that need a model at once download it once. An interrupted download goes on where it stopped.
 
     Raises:
-        ValueError: no such model; or the archive has another digest, or would write outside its folder.
-        OSError: the server cannot be reached; says where to put the file by hand.
+        ValueError: there is no such model, or its archive is damaged or would write outside its folder.
+        OSError: the server cannot be reached. The message says where to put the archive by hand.
+        RuntimeError: this Python cannot unpack archives safely.
     """
     if name not in MODELS:
         raise ValueError(f"no published model {name!r}, expected one of {', '.join(MODELS)}")
-    model, folder = MODELS[name], home() / name
-    if is_fetched(name):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"{folder.parent}: {error.strerror}; set ROCKETQA_HOME to a folder for models"
-        ) from None
-    with FileLock(folder.parent / f".{name}.lock"):
-        if not is_fetched(name):
-            if folder.is_dir() and any(folder.iterdir()):
-                raise ValueError(f"{folder} holds other files and no config.json: move it away")
-            archive = folder.parent / f"{name}.tar.gz"
-            if not archive.is_file():
-                _download(model, archive)
-            elif _digest(archive) != model.md5:
-                raise ValueError(f"{archive} has not the digest {model.md5}: it is damaged, remove it")
-            _unpack(archive, folder)
-            archive.unlink()
-            _partial(archive).unlink(missing_ok=True)
+    folder = home() / name
+    if not is_fetched(name):
+        _prepare_home()
+        with locked(home() / f".{name}.lock", wait=True):
+            if not is_fetched(name):  # another process may have done it while this one waited
+                _fill_cache(MODELS[name], folder)
     return folder
 
 
-# Download ---------------------------------------------------------------------------------------
+def _prepare_home() -> None:
+    """Check that archives can be unpacked safely, and make the cache folder."""
+    if not hasattr(tarfile, "data_filter"):
+        version = sys.version.split()[0]
+        raise RuntimeError(f"Python {version} cannot unpack archives safely: use at least 3.10.12 or 3.11.4")
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{home()}: {error.strerror}; set ROCKETQA_HOME to a folder for models") from None
+
+
+def _fill_cache(model: Published, folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other files and no config.json: move it away")
+    archive = folder.parent / f"{model.name}.tar.gz"
+    if not archive.is_file():
+        _download(model, archive)
+    elif _md5(archive) != model.md5:
+        raise ValueError(f"{archive} has not the digest {model.md5}: it is damaged, remove it")
+    _unpack(archive, folder)
+    archive.unlink()
+    archive.with_name(f"{archive.name}.part").unlink(missing_ok=True)
 
 
 def _download(model: Published, archive: Path) -> None:
-    """Fetch into a partial file, which takes the archive's name once it is whole and has the digest."""
-    partial = _partial(archive)
+    """Download to a partial file, which takes the archive's name when its digest is right."""
+    partial = archive.with_name(f"{archive.name}.part")
     for attempt in range(ATTEMPTS):
         try:
-            _go_on(model, partial)
+            _continue_download(model, partial)
             break
         except httpx.HTTPError as error:
             if attempt == ATTEMPTS - 1 or _is_final(error):
@@ -150,48 +152,38 @@ def _download(model: Published, archive: Path) -> None:
             wait = WAIT_SECONDS * 2**attempt
             tqdm.write(f"{model.name}: {_reason(error)}; trying again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
-    if (digest := _digest(partial)) != model.md5:
+    if (digest := _md5(partial)) != model.md5:
         partial.unlink()
+        problem = f"the file at {model.url} has the digest {digest}, expected {model.md5}"
         raise ValueError(
-            f"{model.name}: what {model.url} gave has the digest {digest}, expected {model.md5}. "
-            "It is damaged or another file, and was removed: try again"
+            f"{model.name}: {problem}. It is damaged or another file, and was removed: try again"
         )
     partial.replace(archive)
 
 
-def _partial(archive: Path) -> Path:
-    return archive.with_name(f"{archive.name}.part")
-
-
-def _go_on(model: Published, partial: Path) -> None:
-    """Fetch what a partial file lacks, or all of it if the server does not give parts."""
+def _continue_download(model: Published, partial: Path) -> None:
+    """Download what the partial file lacks, or everything if the server does not send parts of files."""
     have = partial.stat().st_size if partial.is_file() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with httpx.stream(
-        "GET", model.url, headers=headers, follow_redirects=True, timeout=TIMEOUT_SECONDS
-    ) as answer:
+    how = {"headers": headers, "follow_redirects": True, "timeout": TIMEOUT_SECONDS}
+    with httpx.stream("GET", model.url, **how) as answer:
         if have and answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # all of it is here already; the digest will tell
+            return  # the partial file has all bytes already; the digest decides whether they are right
         answer.raise_for_status()
-        goes_on = answer.status_code == httpx.codes.PARTIAL_CONTENT
-        have = have if goes_on else 0
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        have = have if answer.status_code == httpx.codes.PARTIAL_CONTENT else 0
+        total = have + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
         bar = tqdm(total=total, initial=have, desc=model.name, unit="B", unit_scale=True, unit_divisor=1024)
-        with bar, open(partial, "ab" if goes_on else "wb") as file:
-            for block in answer.iter_raw():  # as they come: a cut loses nothing
+        with bar, open(partial, "ab" if have else "wb") as file:
+            for block in answer.iter_raw():  # blocks are written as they come, so an interruption loses none
                 file.write(block)
                 bar.update(len(block))
 
 
 def _is_final(error: Exception) -> bool:
-    """An answer that another attempt will not change: the file is not there, or not for us."""
-    passing = (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS)
-    return (
-        isinstance(error, httpx.HTTPStatusError)
-        and error.response.is_client_error
-        and error.response.status_code not in passing
-    )
+    """Tell whether another attempt would fail in the same way: the file is missing, or access is denied."""
+    if not isinstance(error, httpx.HTTPStatusError) or not error.response.is_client_error:
+        return False
+    return error.response.status_code not in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS)
 
 
 def _reason(error: Exception) -> str:
@@ -199,15 +191,15 @@ def _reason(error: Exception) -> str:
 
 
 def _by_hand(model: Published, archive: Path, error: Exception) -> str:
-    config, reason = archive.parent / model.name / "config.json", _reason(error)
+    config = archive.parent / model.name / "config.json"
     return (
-        f"{model.name}: {model.url} could not be fetched ({reason}). On a machine without internet, fetch "
-        f"that file elsewhere and put it at {archive}, or unpack it so that {config} is there. Set "
+        f"{model.name}: {model.url} could not be fetched ({_reason(error)}). On a machine without internet, "
+        f"fetch that file elsewhere and put it at {archive}, or unpack it so that {config} is there. Set "
         "ROCKETQA_HOME to keep models elsewhere"
     )
 
 
-def _digest(file: Path) -> str:
+def _md5(file: Path) -> str:
     state = hashlib.md5(usedforsecurity=False)
     with open(file, "rb") as content:
         while block := content.read(_BLOCK):
@@ -215,52 +207,36 @@ def _digest(file: Path) -> str:
     return state.hexdigest()
 
 
-# Unpack -----------------------------------------------------------------------------------------
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError, FileExistsError)
+"""What `tarfile` raises for archives that are cut off, damaged or contradict themselves."""
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack into a new folder that takes its name once it is whole.
+    """Unpack an archive into a new folder, which takes its name when it is complete.
+
+    Every member is checked before the first one is written, and once more when it is written, because a
+    link that was just written may lead elsewhere.
 
     Raises:
-        ValueError: a member is no file or folder below the model's own; nothing is written then.
+        ValueError: the archive is cut off or damaged, has no `config.json`, or has a member that would be
+            written outside the folder, a link that leaves it, or a device.
     """
     try:
         with tarfile.open(archive) as tar:
-            members = tar.getmembers()
-            for member in members:
-                _check_member(member, archive, folder.name)
-            files = {str(_inside(member, folder.name)) for member in members if member.isreg()}
-            if "config.json" not in files:
+            members = [tarfile.data_filter(_below(member, folder.name), str(folder)) for member in tar]
+            if not any(member.isreg() and member.name == "config.json" for member in members):
                 raise ValueError(f"{archive} holds no {folder.name}/config.json")
             with replacing(folder, marker="config.json") as new:
-                for member in members:
-                    _extract(tar, member, new / _inside(member, folder.name))
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                tar.extractall(new, members, filter="data")
+    except tarfile.FilterError as error:
+        raise ValueError(f"{archive}: {error}; nothing was unpacked") from None
+    except _BROKEN as error:
         raise ValueError(f"{archive}: not a whole archive ({error})") from None
 
 
-def _check_member(member: tarfile.TarInfo, archive: Path, name: str) -> None:
-    path = PurePosixPath(member.name.replace("\\", "/"))
-    below = member.isdir() or (member.isreg() and _inside(member, name).parts)
-    if path.is_absolute() or ".." in path.parts or not below:
-        raise ValueError(
-            f"{archive}: the member {member.name!r} is not a file or folder below the model's own; "
-            "nothing was unpacked"
-        )
-
-
-def _inside(member: tarfile.TarInfo, name: str) -> PurePosixPath:
-    """A member's path below the folder of the model's name, which all of them are in."""
-    parts = PurePosixPath(member.name.replace("\\", "/")).parts
-    return PurePosixPath(*(parts[1:] if parts[:1] == (name,) else parts))
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    if member.isdir():
-        path.mkdir(parents=True, exist_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    source = tar.extractfile(member)
-    assert source is not None, member
-    with source, open(path, "wb") as file:
-        shutil.copyfileobj(source, file, _BLOCK)
+def _below(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
+    """Return a member under its path below the folder of the model's name, which some archives leave out."""
+    parts = PurePosixPath(member.name).parts
+    if parts[:1] == (name,) and (member.isdir() or len(parts) > 1):
+        parts = parts[1:]
+    return member.replace(name=str(PurePosixPath(*parts)), deep=False)

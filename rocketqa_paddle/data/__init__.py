@@ -1,1 +1,1 @@
-"""Files of text in and out, and records of them."""
+"""Data files, read and written, and the records that they hold."""

@@ -1,6 +1,6 @@
-"""Training data out of a corpus alone: the inverse cloze task.
+"""The inverse cloze task (ICT), which makes training groups from a corpus alone.
 
-Lee et al., ACL 2019 (ORQA), section 4. AR2 pre-trains its retriever on them for NQ and TriviaQA.
+Lee et al., ACL 2019 (ORQA), section 4. AR2 pre-trains its retriever on such groups for NQ and TriviaQA.
 """
 
 from __future__ import annotations
@@ -11,33 +11,28 @@ from collections.abc import Iterable, Iterator
 
 from rocketqa_paddle.records import Group, Passage, Query
 
-_SHORTEST = 10  # characters of a query: less is an initial, a number, a heading
-# Behind . ! ? and a space, or behind the full stops of Chinese, which no space follows.
+_SHORTEST = 10  # characters of a query: a shorter sentence is an initial, a number or a heading
+# A sentence ends at . ! ? before a space, or at a Chinese full stop, which needs no space after it.
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, without the space between them."""
+    """Split a text into sentences, without the white space between them."""
     return [sentence for sentence in (part.strip() for part in _END.split(text)) if sentence]
 
 
 def inverse_cloze(passages: Iterable[Passage], *, keep: float, seed: int) -> Iterator[Group]:
-    """A sentence of a passage, drawn at random, is a query; the rest of the passage is its positive.
+    """Yield groups whose query is a random sentence of a passage and whose positive is the rest of it.
 
-    A passage of one sentence, or of very short ones, gives none.
-
-    Args:
-        passages: one group each.
-        keep: share of the passages that keep the sentence, so that the model also learns to match words
-            (ORQA: 0.1).
-        seed: of sentences and shares.
+    A passage of one sentence, or of very short ones, gives no group. `keep` is the share of passages that
+    keep the sentence, so that the model also learns to match words (0.1 in ORQA). The `seed` decides which.
     """
     draw = random.Random(seed)
     for passage in passages:
         parts = sentences(passage.text)
-        askable = [place for place, part in enumerate(parts) if len(part) >= _SHORTEST]
-        if len(parts) < 2 or not askable:
+        candidates = [place for place, part in enumerate(parts) if len(part) >= _SHORTEST]
+        if len(parts) < 2 or not candidates:
             continue
-        asked = parts.pop(draw.choice(askable))
+        query = parts.pop(draw.choice(candidates))
         text = passage.text if draw.random() < keep else " ".join(parts)
-        yield Group(Query(passage.id, asked), (Passage(passage.id, passage.title, text),), (1,), "cloze")
+        yield Group(Query(passage.id, query), (Passage(passage.id, passage.title, text),), (1,), "ict")

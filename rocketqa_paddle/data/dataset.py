@@ -1,43 +1,100 @@
-"""What a run reads: corpus, labelled and unlabelled queries, dev and tests; and digests that name them."""
+"""The data of a run: the corpus, labelled and unlabelled training queries, and the splits to evaluate on."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
-from rocketqa_paddle.data import formats
-from rocketqa_paddle.records import Passage, Query, Split
+from rocketqa_paddle.data.collections import read_collection, read_unlabelled
+from rocketqa_paddle.records import Passages, Qrels, Queries, Query, Split
+from rocketqa_paddle.runtime.storage import fingerprint
 from rocketqa_paddle.settings import DataSettings
+
+
+class Corpus:
+    """The passages of a run, by id, and a fingerprint that names them."""
+
+    def __init__(self, passages: Passages) -> None:
+        self.passages = passages
+        self.fingerprint = fingerprint(passages.values())
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def __str__(self) -> str:
+        return f"corpus {self.fingerprint}"
+
+
+class QuerySet:
+    """Queries with their judgements, and a name that tells them from the other sets of a run."""
+
+    def __init__(self, name: str, queries: Queries, qrels: Qrels) -> None:
+        self.name, self.queries, self.qrels = name, queries, qrels
+
+    @cached_property
+    def texts(self) -> str:
+        """The name, and a fingerprint of the queries without their judgements."""
+        return f"{self.name} {fingerprint(self.queries.values())}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A fingerprint of queries and judgements."""
+        return fingerprint([*self.queries.values(), *self.qrels.items()])
+
+    def part(self, name: str, ids: Iterable[str]) -> QuerySet:
+        """Return the queries of these ids under a name of their own."""
+        queries = {id: self.queries[id] for id in ids}
+        return QuerySet(name, queries, {id: self.qrels[id] for id in queries if id in self.qrels})
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.fingerprint}"
+
+
+class Deal:
+    """Deals out queries in a random order, from the place `first` on and after the last from the start."""
+
+    def __init__(self, queries: QuerySet, seed: int, first: int = 0) -> None:
+        self.dealt, self._queries = first, queries
+        self._ids = sorted(queries.queries)
+        random.Random(seed).shuffle(self._ids)
+
+    def take(self, name: str, count: int | None) -> QuerySet:
+        """The next `count` queries, under a name of their own; as many as there are if it is None."""
+        total = len(self._ids)
+        count = total if count is None else min(count, total)
+        chosen = [self._ids[(self.dealt + n) % total] for n in range(count)]
+        self.dealt += count
+        return self._queries.part(name, chosen)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A collection as a run uses it."""
 
-    passages: Mapping[str, Passage]
-    train: Split
+    corpus: Corpus
+    labelled: QuerySet
     """Labelled queries to train on."""
-    unlabelled: Split
+    unlabelled: QuerySet | None
     """Queries for pseudo labels; none of them is a labelled training query."""
-    evaluated: Mapping[str, Split]
-    """Dev and tests, by name."""
+    evaluated: Mapping[str, QuerySet]
+    """The dev split and the test splits, by name."""
     notes: tuple[str, ...] = ()
-    """What to tell the user."""
+    """Sentences for the user about queries that were left out."""
 
 
 def load(settings: DataSettings) -> Dataset:
-    """Read the corpus and the splits that the settings name, each cut down to the queries asked for.
+    """Read the corpus and the splits that the settings name, each cut down to the limits that they set.
 
-    Raises:
-        ValueError: a split that trains or measures has no judgements, or no unlabelled query is left.
+    It is a ValueError if a split to train or evaluate on has no judgements, or no unlabelled query is left.
     """
     names = dict.fromkeys([settings.train, settings.dev, *settings.tests])
-    collection = formats.read_collection(settings.folder, list(names))
+    collection = read_collection(settings.folder, list(names))
     for name in names:
         if not collection.splits[name].qrels:
             raise ValueError(
@@ -45,70 +102,48 @@ def load(settings: DataSettings) -> Dataset:
             )
     limits = dict.fromkeys(settings.tests, settings.max_test_queries)
     limits[settings.dev] = settings.max_dev_queries
-    evaluated = {name: _sample(collection.splits[name], limit) for name, limit in limits.items()}
-    train = _sample(collection.splits[settings.train], settings.max_train_queries)
-    rest, notes = Split({}), ()
+    evaluated = {name: _sample(name, collection.splits[name], limit) for name, limit in limits.items()}
+    labelled = _sample("train.labelled", collection.splits[settings.train], settings.max_train_queries)
+    unlabelled, notes = None, ()
     if settings.unlabelled is not None:
-        measured = [collection.splits[name] for name in evaluated if name != settings.train]
-        rest, notes = _unlabelled(settings, train, measured)
-    return Dataset(collection.passages, train, rest, evaluated, notes)
+        held_out = [collection.splits[name] for name in evaluated if name != settings.train]
+        unlabelled, notes = _unlabelled(settings, labelled, held_out)
+    return Dataset(Corpus(collection.passages), labelled, unlabelled, evaluated, notes)
 
 
 def _unlabelled(
-    settings: DataSettings, train: Split, evaluated: Sequence[Split]
-) -> tuple[Split, tuple[str, ...]]:
-    """Queries of the unlabelled split that are neither labelled nor measured, each text once; and notes."""
-    asked = formats.read_unlabelled(settings.folder, settings.unlabelled)
-    labelled = {query.key for query in train.queries.values()}
-    measured = {query.key for split in evaluated for query in split.queries.values()}
+    settings: DataSettings, train: QuerySet, held_out: Iterable[Split]
+) -> tuple[QuerySet, tuple[str, ...]]:
+    """Read the unlabelled queries, without labelled, dev and test queries and repeated texts; and notes."""
+    queries = read_unlabelled(settings.folder, name := settings.unlabelled)
     kept: dict[str, Query] = {}
+    taken = {
+        "are also labelled training queries": {query.key for query in train.queries.values()},
+        "are dev or test queries": {query.key for split in held_out for query in split.queries.values()},
+        "repeat another query": kept,
+    }
     left_out: Counter[str] = Counter()
-    for query in asked.values():
-        if query.key in labelled:
-            left_out["are labelled training queries, too"] += 1
-        elif query.key in measured:
-            left_out["are dev or test queries"] += 1
-        elif query.key in kept:
-            left_out["stand there twice"] += 1
+    for query in queries.values():
+        if why := next((why for why, keys in taken.items() if query.key in keys), None):
+            left_out[why] += 1
         else:
             kept[query.key] = query
-    name = settings.unlabelled
-    notes = [f"{name}: {n} of {len(asked)} unlabelled queries {why}: left out" for why, n in left_out.items()]
     if not kept:
         raise ValueError(
-            f"data.unlabelled: of the {len(asked)} queries of {name!r} none is left "
+            f"data.unlabelled: none of the {len(queries)} queries of {name!r} is left "
             f"({', '.join(f'{n} {why}' for why, n in left_out.items())}): name another split, set "
             "max_train_queries to leave some over, or leave data.unlabelled empty"
         )
-    rest = Split({query.id: query for query in kept.values()})
-    return _sample(rest, settings.max_unlabelled_queries), tuple(notes)
+    notes = (
+        f"{name}: {n} of {len(queries)} unlabelled queries {why}: left out" for why, n in left_out.items()
+    )
+    split = Split({query.id: query for query in kept.values()})
+    return _sample("train.unlabelled", split, settings.max_unlabelled_queries), tuple(notes)
 
 
-def _sample(split: Split, count: int | None) -> Split:
-    """A split cut down to `count` queries, the same ones every time."""
-    if count is None or count >= len(split.queries):
-        return split
-    kept = random.Random(0).sample(sorted(split.queries), count)
-    return Split({i: split.queries[i] for i in kept}, {i: split.qrels[i] for i in kept if i in split.qrels})
-
-
-def digest_records(records: Iterable[Any]) -> str:
-    """16 hexadecimal digits that name some records and their order."""
-    state = hashlib.sha256()
-    for record in records:
-        state.update(repr(record).encode())
-    return state.hexdigest()[:16]
-
-
-def digest_split(split: Split) -> str:
-    """Of queries and judgements."""
-    return digest_records([*split.queries.values(), *split.qrels.items()])
-
-
-def digest_file(path: str | Path) -> str:
-    """Of a file's content."""
-    state = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()[:16]
+def _sample(name: str, split: Split, count: int | None) -> QuerySet:
+    """Cut a split down to `count` random queries, the same ones every time."""
+    queries = QuerySet(name, split.queries, split.qrels)
+    if count is None or count >= len(queries):
+        return queries
+    return queries.part(name, random.Random(0).sample(sorted(split.queries), count))

@@ -1,1 +1,1 @@
-"""How good a run is."""
+"""Evaluation: measures of a run, tables and pictures of them."""

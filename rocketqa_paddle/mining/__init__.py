@@ -1,1 +1,1 @@
-"""Candidates in, training groups out."""
+"""Mining: from candidates to training groups."""

@@ -1,4 +1,4 @@
-"""Packed sequences to padded tensors, and the buckets of like length that waste little padding."""
+"""Batches: packed sequences padded to tensors, and sequences of similar length put together."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from rocketqa_paddle.networks.tokenization import Packed
 
 
 class Batch(NamedTuple):
-    """Padded inputs `[rows, length]`. `mask` is true for a token; None where no row is padded."""
+    """Padded inputs."""
 
-    token_ids: Tensor
-    type_ids: Tensor
-    mask: Tensor | None
+    token_ids: Tensor  # int64 `[rows, length]`
+    type_ids: Tensor  # the sentence types (0 or 1), int64 `[rows, length]`
+    mask: Tensor | None  # bool `[rows, length]`, true for a token; None if no row is padded
 
 
 def collate(sequences: Sequence[Packed], pad_id: int) -> Batch:
-    """Pad every sequence to the longest of them."""
+    """Pad all sequences to the length of the longest one."""
     lengths = np.array([len(sequence.token_ids) for sequence in sequences])
     mask = np.arange(lengths.max()) < lengths[:, None]  # [rows, length]
     token_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     type_ids = np.zeros(mask.shape, dtype=np.int64)
     token_ids[mask] = [i for sequence in sequences for i in sequence.token_ids]
     type_ids[mask] = [i for sequence in sequences for i in sequence.type_ids]
-    return Batch(
-        paddle.to_tensor(token_ids),
-        paddle.to_tensor(type_ids),
-        None if mask.all() else paddle.to_tensor(mask),
-    )
+    padding = None if mask.all() else paddle.to_tensor(mask)
+    return Batch(paddle.to_tensor(token_ids), paddle.to_tensor(type_ids), padding)
 
 
 def length_buckets(lengths: Sequence[int], max_rows: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of like length, at most `max_rows` each.
+    """Yield row numbers in batches of similar length, at most `max_rows` each.
 
-    The longest first: memory peaks at once, and time left is a safe guess.
+    The longest come first, so that memory peaks at the start and the estimated time left is never too short.
+
+    Raises:
+        ValueError: `max_rows` is below 1.
     """
     if max_rows < 1:
         raise ValueError(f"batches of {max_rows} rows, expected at least 1")

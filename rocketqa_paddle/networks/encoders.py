@@ -1,38 +1,41 @@
-"""The two networks: a dual encoder that retrieves and a cross encoder that re-ranks."""
+"""The networks: a dual encoder that retrieves, a cross encoder that re-ranks, and how they read text."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from rocketqa_paddle.networks.batching import Batch
 from rocketqa_paddle.networks.ernie import Ernie, ErnieConfig, blank_weights, initialise, weights
-from rocketqa_paddle.networks.parameters import to_arrays
+from rocketqa_paddle.networks.parameters import Arrays, fingerprint_parts, load_arrays, to_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
+from rocketqa_paddle.runtime import storage
 
 Pooling = Literal["cls", "mean"]
 Head = Literal["logit", "classes", "pooled_logit"]
+Kind = Literal["dual_encoder", "cross_encoder"]
+DUAL: Kind = "dual_encoder"
+CROSS: Kind = "cross_encoder"
 
 
 class DualEncoder(nn.Layer):
-    """Queries and passages as vectors; their score is the inner product.
+    """Encodes queries and passages as vectors, whose inner product is their score.
 
     Args:
-        config: sizes of a tower.
-        shared: one tower for both sides (PAIR), or one each (RocketQA).
-        pooling: `cls`, the raw state of `[CLS]`; or `mean` over all tokens.
+        config: the sizes of a tower.
+        shared: use one tower for both sides (PAIR) instead of one each (RocketQA).
+        pooling: `cls` takes the state of `[CLS]` as it is, `mean` the mean over all tokens.
         normalize: scale vectors to unit length, so that scores are cosines.
-        temperature: scores are divided by it, as are the vectors of the passages when they are
-            encoded, so that every inner product is a score. 1 by default.
-        dropout: in training.
+        temperature: the scores are divided by it. Passage vectors are divided by it when they are encoded,
+            so that every inner product is a score.
+        dropout: the dropout rate in training.
         use_recompute: see `Ernie`.
     """
 
@@ -62,14 +65,15 @@ class DualEncoder(nn.Layer):
         return self.query is self.passage
 
     def encode_queries(self, batch: Batch) -> Tensor:
-        """Vectors `[rows, hidden]`."""
+        """Return vectors `[rows, hidden]`."""
         return self._pool(self.query(*batch), batch)
 
     def encode_passages(self, batch: Batch) -> Tensor:
-        """Vectors `[rows, hidden]`, divided by the temperature."""
+        """Return vectors `[rows, hidden]`, divided by the temperature."""
         return self._pool(self.passage(*batch), batch) / self.temperature
 
     def _pool(self, states: Tensor, batch: Batch) -> Tensor:
+        """Make vectors `[rows, hidden]` of states `[rows, length, hidden]`."""
         if self.pooling == "cls":
             vectors = states[:, 0]
         elif batch.mask is None:
@@ -77,21 +81,19 @@ class DualEncoder(nn.Layer):
         else:
             mask = batch.mask.astype(states.dtype).unsqueeze(1)  # [rows, 1, length]
             vectors = paddle.bmm(mask, states).squeeze(1) / mask.sum(axis=-1)
-        vectors = vectors.astype(
-            self.passage.word_embedding.weight.dtype
-        )  # float32 under mixed precision, too
+        vectors = vectors.astype(self.passage.word_embedding.weight.dtype)  # float32 under mixed precision
         return F.normalize(vectors) if self.normalize else vectors
 
 
 class CrossEncoder(nn.Layer):
-    """Query and passage read together; one score a pair.
+    """Reads query and passage together and gives every pair one score.
 
     Args:
-        config: sizes of the encoder.
-        head: `logit`, dropout and one linear unit on the raw `[CLS]` (RocketQAv2's joint model);
-            `classes`, a tanh pooler and two classes (RocketQA v1), whose score is the log-odds; or
-            `pooled_logit`, a tanh pooler and one unit (the usual cross encoder of Hugging Face).
-        dropout: in training, also before the head.
+        config: the sizes of the encoder.
+        head: `logit` is dropout and one linear unit on the state of `[CLS]` (RocketQAv2's joint model);
+            `classes` is a tanh pooler and two classes (RocketQA v1), whose score is the log-odds;
+            `pooled_logit` is a tanh pooler and one unit (the usual cross encoder of Hugging Face).
+        dropout: the dropout rate in training, also before the head.
         use_recompute: see `Ernie`.
     """
 
@@ -111,30 +113,68 @@ class CrossEncoder(nn.Layer):
             initialise(layer, config.initializer_range)
 
     def logits(self, batch: Batch) -> Tensor:
-        """`[rows, 2]` for the head `classes` (the second is relevance), `[rows, 1]` for the others."""
+        """Return `[rows, 2]` for the head `classes` (the second is relevance), `[rows, 1]` for the others."""
         state = self.ernie(*batch)[:, 0]  # [rows, hidden]
         if self.pooler is not None:
             state = F.tanh(self.pooler(state))
-        with paddle.amp.auto_cast(enable=False):  # scores in fp16 or bf16 would tie
+        with paddle.amp.auto_cast(enable=False):  # half-precision scores would often be equal
             return self.output(self.dropout(state.astype(self.output.weight.dtype)))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores `[rows]`. A sigmoid makes them probabilities of relevance under any head."""
+        """Return scores `[rows]`. A sigmoid makes them probabilities of relevance under any head."""
         logits = self.logits(batch)
         return logits[:, 1] - logits[:, 0] if self.head == "classes" else logits[:, 0]
 
 
-Kind = Literal["dual_encoder", "cross_encoder"]
-DUAL: Kind = "dual_encoder"
-CROSS: Kind = "cross_encoder"
+DUAL_SETTINGS = ("shared", "pooling", "normalize", "temperature")
+
+
+def describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:
+    """Return the settings that make the network, beside the sizes of its encoder."""
+    if isinstance(network, CrossEncoder):
+        return {"model_type": CROSS, "head": network.head}
+    return {"model_type": DUAL, **{name: getattr(network, name) for name in DUAL_SETTINGS}}
+
+
+def build(description: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> DualEncoder | CrossEncoder:
+    """Make the network that `describe` described, with weights of zero, which are to be filled in.
+
+    `training` may give `dropout` and `use_recompute`.
+
+    Raises:
+        KeyError: a setting is missing.
+        ValueError: a setting has a value that is not allowed.
+    """
+    kind = description["model_type"]
+    with blank_weights():
+        if kind == CROSS:
+            return CrossEncoder(sizes, head=description["head"], **training)
+        if kind == DUAL:
+            settings = {name: description[name] for name in DUAL_SETTINGS}
+            return DualEncoder(sizes, **settings, **training)
+    raise ValueError(f"model_type {kind!r}, expected {DUAL!r} or {CROSS!r}")
+
+
+def restore(
+    description: Mapping[str, Any], sizes: ErnieConfig, arrays: Arrays, source: str | Path, **training: Any
+) -> DualEncoder | CrossEncoder:
+    """Make the network that `describe` described, filled with the arrays of `source`; see `build`."""
+    network = build(description, sizes, **training)
+    load_arrays(network, arrays, source)
+    network.eval()
+    return network
 
 
 @dataclass
 class Checkpoint:
-    """A network that knows how to read text.
+    """A network with its tokenizer and the lengths of its inputs.
 
-    `lengths` is `{"query": …, "passage": …}` for a dual encoder and `{"pair": …}` for a cross
-    encoder, in tokens with the special ones.
+    The lengths are the largest numbers of tokens, special ones included: `{"query": …, "passage": …}` for a
+    dual encoder and `{"pair": …}` for a cross encoder.
+
+    Raises:
+        ValueError: the lengths are those of the other kind or exceed the encoder's positions, or the
+            vocabulary is larger than the encoder's.
     """
 
     network: DualEncoder | CrossEncoder
@@ -142,16 +182,15 @@ class Checkpoint:
     lengths: dict[str, int]
 
     def __post_init__(self) -> None:
-        names = {"pair"} if self.kind == CROSS else {"query", "passage"}
+        names, sizes = {"pair"} if self.kind == CROSS else {"query", "passage"}, self.network.config
         if set(self.lengths) != names:
             raise ValueError(f"lengths {self.lengths}, expected {sorted(names)}")
-        tokens, known = len(self.tokenizer), self.network.config.vocab_size
-        if tokens > known:
-            raise ValueError(f"{self.tokenizer.path}: {tokens} tokens, but the encoder has {known}")
-        positions = self.network.config.max_positions
+        if (tokens := len(self.tokenizer)) > sizes.vocab_size:
+            path = self.tokenizer.path
+            raise ValueError(f"{path}: {tokens} tokens, but the encoder has {sizes.vocab_size}")
         for name, length in self.lengths.items():
-            if length > positions:
-                raise ValueError(f"{name} length {length}, but the encoder has only {positions} positions")
+            if length > (most := sizes.max_positions):
+                raise ValueError(f"{name} length {length}, but the encoder has only {most} positions")
 
     @property
     def kind(self) -> Kind:
@@ -159,36 +198,10 @@ class Checkpoint:
         return CROSS if isinstance(self.network, CrossEncoder) else DUAL
 
     def digest(self) -> str:
-        """16 hexadecimal digits that name the model, whatever format it came in.
+        """Return 16 hexadecimal digits that name the model, whatever format it was read from.
 
-        Of the parameters, and of all that decides how a text becomes a vector or a score.
+        They depend on the parameters and on all settings that decide how a text becomes a vector or a score.
         """
-        reads = [describe(self.network), self.lengths, self.tokenizer.settings]
-        state = hashlib.sha256(json.dumps(reads, sort_keys=True).encode() + self.tokenizer.fingerprint)
-        for name, array in sorted(to_arrays(self.network).items()):
-            state.update(f"{name} {list(array.shape)}".encode())
-            state.update(np.ascontiguousarray(array).data)
-        return state.hexdigest()[:16]
-
-
-def describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:
-    """What makes the network, beside the sizes of its encoder."""
-    if isinstance(network, CrossEncoder):
-        return {"model_type": CROSS, "head": network.head}
-    names = ("shared", "pooling", "normalize", "temperature")
-    return {"model_type": DUAL, **{name: getattr(network, name) for name in names}}
-
-
-def build(config: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> DualEncoder | CrossEncoder:
-    """A network whose weights are to be read, from what `describe` tells and the sizes of its encoder."""
-    with blank_weights():
-        return _build(config, sizes, **training)
-
-
-def _build(config: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> DualEncoder | CrossEncoder:
-    if config["model_type"] == CROSS:
-        return CrossEncoder(sizes, head=config["head"], **training)
-    if config["model_type"] == DUAL:
-        names = ("shared", "pooling", "normalize", "temperature")
-        return DualEncoder(sizes, **{name: config[name] for name in names}, **training)
-    raise ValueError(f"model_type {config['model_type']!r}, expected {DUAL!r} or {CROSS!r}")
+        settings = json.dumps([describe(self.network), self.lengths, self.tokenizer.settings], sort_keys=True)
+        parts = fingerprint_parts(to_arrays(self.network))
+        return storage.fingerprint([settings, self.tokenizer.fingerprint, *parts])

@@ -1,38 +1,45 @@
-"""Groups in, score tensors with gradient out: what every system trains on."""
+"""Forward passes: groups to tensors with gradient, for training; texts to arrays, for everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import paddle
 from paddle import Tensor
+from tqdm import tqdm
 
 from rocketqa_paddle.networks.batching import Batch, collate, length_buckets
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.tokenization import Packed
 from rocketqa_paddle.records import Group, Passage
-from rocketqa_paddle.runtime import device
+from rocketqa_paddle.runtime import device, distributed
 
-_ROWS_A_PASS = 16  # fewer rows of like length waste less padding; more fill the machine better
+Texts = Sequence[str]
+_CHUNK = 32768  # rows that are tokenised together: many, to sort them by length, but not too many for memory
+_ROWS_A_PASS = 16  # fewer rows of similar length need less padding; more rows use the processor better
 
 
 def query_vectors(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
-    """Vectors `[groups, hidden]`: every group's query, encoded once."""
-    packed = retriever.tokenizer.pack_queries(
-        [group.query.text for group in groups], retriever.lengths["query"]
-    )
+    """Encode the query of every group once: vectors `[groups, hidden]`, with gradient."""
+    queries = [group.query.text for group in groups]
+    packed = retriever.tokenizer.pack_queries(queries, retriever.lengths["query"])
     return _forward(retriever, retriever.network.encode_queries, packed)
 
 
 def passage_vectors(retriever: Checkpoint, passages: Sequence[Passage]) -> Tensor:
-    """Vectors `[passages, hidden]`."""
+    """Encode passages: vectors `[passages, hidden]`, with gradient."""
     titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
     packed = retriever.tokenizer.pack_passages(titles, texts, retriever.lengths["passage"])
     return _forward(retriever, retriever.network.encode_passages, packed)
 
 
 def retriever_scores(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
-    """Inner products `[groups, group size]`."""
+    """Score every group by inner products: `[groups, group size]`, with gradient.
+
+    Raises:
+        ValueError: the groups differ in size.
+    """
     _check_sizes(groups)
     queries = query_vectors(retriever, groups).unsqueeze(1)  # [groups, 1, hidden]
     passages = passage_vectors(retriever, [passage for group in groups for passage in group.passages])
@@ -40,11 +47,13 @@ def retriever_scores(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
 
 
 def reranker_scores(reranker: Checkpoint, groups: Sequence[Group]) -> Tensor:
-    """The cross encoder's scores `[groups, group size]`."""
+    """Score every group by a cross encoder: `[groups, group size]`, with gradient.
+
+    Raises:
+        ValueError: the groups differ in size.
+    """
     _check_sizes(groups)
-    pairs = [
-        (group.query.text, passage.title, passage.text) for group in groups for passage in group.passages
-    ]
+    pairs = ((group.query.text, p.title, p.text) for group in groups for p in group.passages)
     queries, titles, texts = zip(*pairs, strict=True)
     packed = reranker.tokenizer.pack_pairs(queries, titles, texts, reranker.lengths["pair"])
     return _forward(reranker, reranker.network, packed).reshape([len(groups), -1])
@@ -57,17 +66,92 @@ def _check_sizes(groups: Sequence[Group]) -> None:
 
 
 def _forward(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed: Sequence[Packed]) -> Tensor:
-    """Run a network over sequences, one row each, in their order.
+    """Run a network over sequences and return a row for each, in their order.
 
-    On a CPU the rows are sorted into passes of like length: there padding costs as much as text. A
-    GPU takes all rows at once.
+    On a CPU the sequences are sorted into passes of similar length, because padding costs as much time as
+    text there. On a GPU all are computed in one pass.
     """
     pad_id = checkpoint.tokenizer.pad_id
     if device.gpu_id() is not None:
         return network(collate(packed, pad_id))
     passes = list(length_buckets([len(sequence.token_ids) for sequence in packed], _ROWS_A_PASS))
     outputs = paddle.concat([network(collate([packed[i] for i in rows], pad_id)) for rows in passes])
-    back = [0] * len(packed)
-    for position, row in enumerate(row for rows in passes for row in rows):
-        back[row] = position
-    return paddle.gather(outputs, paddle.to_tensor(back))
+    return paddle.gather(outputs, paddle.to_tensor(np.argsort(np.concatenate(passes))))
+
+
+def encode_queries(
+    checkpoint: Checkpoint, queries: Texts, *, batch_size: int = 64, progress: str = ""
+) -> np.ndarray:
+    """Encode queries: vectors `[queries, hidden]`, float32. `progress` is the title of a progress bar."""
+    encode, pack = checkpoint.network.encode_queries, checkpoint.tokenizer.pack_queries
+    return _infer(checkpoint, encode, pack, "query", [queries], batch_size, progress)
+
+
+def encode_passages(
+    checkpoint: Checkpoint, titles: Texts, texts: Texts, *, batch_size: int = 64, progress: str = ""
+) -> np.ndarray:
+    """Encode passages: vectors `[passages, hidden]`, float32. `progress` is the title of a progress bar."""
+    encode, pack = checkpoint.network.encode_passages, checkpoint.tokenizer.pack_passages
+    return _infer(checkpoint, encode, pack, "passage", [titles, texts], batch_size, progress)
+
+
+def score_pairs(
+    checkpoint: Checkpoint,
+    queries: Texts,
+    titles: Texts,
+    texts: Texts,
+    *,
+    batch_size: int = 64,
+    progress: str = "",
+) -> np.ndarray:
+    """Score pairs by a cross encoder: logits `[pairs]`, float32. `progress` is the title of a bar."""
+    pack, columns = checkpoint.tokenizer.pack_pairs, [queries, titles, texts]
+    return _infer(checkpoint, checkpoint.network, pack, "pair", columns, batch_size, progress)
+
+
+def _infer(
+    checkpoint: Checkpoint,
+    forward: Callable[[Batch], Tensor],
+    pack: Callable[..., list[Packed]],
+    input_name: str,
+    columns: Sequence[Texts],
+    batch_size: int,
+    progress: str,
+) -> np.ndarray:
+    """Run `forward` without gradient over the rows of columns of texts, in buckets of similar length."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}, expected at least 1")
+    network, pad_id, count = checkpoint.network, checkpoint.tokenizer.pad_id, len(columns[-1])
+    training, results = network.training, None
+    network.eval()
+    bar = tqdm(total=count, desc=progress, unit=" rows", disable=not (progress and distributed.is_main()))
+    with paddle.no_grad(), bar:
+        for start in range(0, count, _CHUNK):
+            chunk = range(start, min(start + _CHUNK, count))
+            packed = pack(*([column[i] for i in chunk] for column in columns), checkpoint.lengths[input_name])
+            for rows in length_buckets([len(sequence.token_ids) for sequence in packed], batch_size):
+                output = forward(collate([packed[i] for i in rows], pad_id)).astype("float32").numpy()
+                if results is None:
+                    results = np.empty((count, *output.shape[1:]), dtype=np.float32)
+                results[rows + start] = output
+                bar.update(len(rows))
+    if training:
+        network.train()
+    return np.zeros((0, network.config.hidden_size), dtype=np.float32) if results is None else results
+
+
+def text_list(name: str, values: Iterable[str]) -> list[str]:
+    """Return an argument that holds texts as a list.
+
+    Raises:
+        ValueError: it is a single string, or not an iterable of strings; `name` is what the caller calls it.
+    """
+    if isinstance(values, str):
+        raise ValueError(f"{name} is one string, expected a list of strings: write [{values[:30]!r}]")
+    if not isinstance(values, Iterable) or isinstance(values, bytes | Mapping | set | frozenset):
+        raise ValueError(f"{name} is {type(values).__name__}, expected a list of strings")
+    values = list(values)
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{name}[{i}] is {type(value).__name__}, expected a string")
+    return values

@@ -1,18 +1,19 @@
-"""The parameters of a network by name: listed, copied out, filled in."""
+"""The parameters of a network by name: copied out, checked and filled in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
+
+Arrays = Mapping[str, np.ndarray]
 
 
-def named_tensors(network: nn.Layer) -> dict[str, paddle.Tensor]:
-    """Every parameter by name, once each: a shared tower's are `query.*` alone."""
+def named_tensors(network: nn.Layer) -> dict[str, Tensor]:
+    """Return every parameter once, by its name: a tower that both sides share is `query.*` only."""
     named, seen = {}, set()
     for name, tensor in network.state_dict().items():
         if id(tensor) not in seen:
@@ -22,45 +23,37 @@ def named_tensors(network: nn.Layer) -> dict[str, paddle.Tensor]:
 
 
 def to_arrays(network: nn.Layer) -> dict[str, np.ndarray]:
-    """A copy of `named_tensors` in NumPy, as it is saved."""
+    """Return a copy of every parameter by its name, as it is saved."""
     return {name: tensor.numpy() for name, tensor in named_tensors(network).items()}
 
 
-def load_arrays(network: nn.Layer, arrays: Mapping[str, np.ndarray], source: str | Path) -> None:
-    """Fill a network's parameters by name.
-
-    Raises:
-        ValueError: lists every name that is missing, left over or of another shape.
-    """
+def load_arrays(network: nn.Layer, arrays: Arrays, source: str | Path) -> None:
+    """Fill a network's parameters by name; see `load_arrays_into`."""
     load_arrays_into(named_tensors(network), arrays, source)
 
 
-def load_arrays_into(
-    tensors: Mapping[str, paddle.Tensor], arrays: Mapping[str, np.ndarray], source: str | Path
-) -> None:
-    """Fill tensors by name; see `load_arrays`."""
-    check_shapes(_shapes(tensors), _shapes(arrays), source)
+def load_arrays_into(tensors: Mapping[str, Tensor], arrays: Arrays, source: str | Path) -> None:
+    """Fill tensors by name with arrays that come from `source`.
+
+    Raises:
+        ValueError: lists every array that is missing, left over or of another shape. Nothing is filled then.
+    """
+    expected, given = ({name: list(a.shape) for name, a in named.items()} for named in (tensors, arrays))
+    common = sorted(expected.keys() & given)
+    problems = [
+        *(f"missing {name} {expected[name]}" for name in sorted(expected.keys() - given)),
+        *(f"left over {name} {given[name]}" for name in sorted(given.keys() - expected)),
+        *(f"{n} is {given[n]}, expected {expected[n]}" for n in common if given[n] != expected[n]),
+    ]
+    if problems:
+        raise ValueError(f"{source}: the parameters do not fit the network:\n  " + "\n  ".join(problems))
     with paddle.no_grad():
         for name, array in arrays.items():
             tensors[name].set_value(array)
 
 
-def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in arrays.items()}
-
-
-def check_shapes(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: str | Path
-) -> None:
-    """Raise a `ValueError` that lists every name that is missing, left over or of another shape."""
-    problems = [
-        *(f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - given.keys())),
-        *(f"left over {name} {list(given[name])}" for name in sorted(given.keys() - expected.keys())),
-        *(
-            f"{name} is {list(given[name])}, expected {list(expected[name])}"
-            for name in sorted(expected.keys() & given.keys())
-            if expected[name] != given[name]
-        ),
-    ]
-    if problems:
-        raise ValueError(f"{source}: the parameters do not fit the network:\n  " + "\n  ".join(problems))
+def fingerprint_parts(arrays: Arrays) -> Iterator[str | np.ndarray]:
+    """Yield what a fingerprint of parameters consists of: each name with its shape, then the numbers."""
+    for name, array in sorted(arrays.items()):
+        yield f"{name} {list(array.shape)}"
+        yield array

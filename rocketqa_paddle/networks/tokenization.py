@@ -1,7 +1,7 @@
-"""Text to token ids, and ids to the sequences that the encoders read.
+"""Texts to token ids, and ids to the sequences that the encoders read.
 
-The word pieces are those of the reference's `tokenization.py`, made by the Rust `tokenizers`
-library; a SentencePiece model takes their place where a checkpoint has `spm.model`.
+The word pieces are those of the reference's `tokenization.py`, made by the Rust library `tokenizers`. A
+checkpoint with an `spm.model` has a SentencePiece tokenizer instead.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer as WordPieceTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from rocketqa_paddle.runtime.storage import read_json
+from rocketqa_paddle.networks.vocabulary import SPECIAL_TOKENS, read_vocab, without_surrogates, write_vocab
 
-_SURROGATES = re.compile("[\ud800-\udfff]")  # no characters: the reference drops them, Rust cannot hold them
+REMEMBERED_TEXTS = 65_536
 _LATE_CJK = re.compile("([\U0002b820-\U0002b91f])")  # ideographs that the Rust tokenizer leaves in words
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Packed(NamedTuple):
@@ -34,49 +36,41 @@ class Packed(NamedTuple):
 
 
 class Tokenizer:
-    """Word pieces (`vocab.txt`, `tokenizer.json`) or SentencePiece (`spm.model`), told apart by the ending.
+    """Word pieces (`vocab.txt`, `tokenizer.json`) or SentencePiece (`spm.model`), by the file's ending.
+
+    It packs texts as the reference's readers do. It may be used from several threads at once.
 
     Args:
         path: the vocabulary. A line of `vocab.txt` is a token, or a token, TAB and its id. Of a
-            `tokenizer.json` the vocabulary alone is read.
-        lower_case: lower-case and strip accents (WordPiece only; a SentencePiece model holds its
-            own normalisation).
+            `tokenizer.json` only the vocabulary is read.
+        lower_case: lower-case the text and strip accents. A SentencePiece model ignores it, because it has
+            a normalisation of its own.
         for_cn: remove spaces from the text first, as the reference does for Chinese.
         one_segment: read title and text of a passage as one text, as sentence-transformers does.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: the vocabulary lacks `[PAD]`, `[UNK]`, `[CLS]` or `[SEP]`.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        lower_case: bool = True,
-        for_cn: bool = False,
-        one_segment: bool = False,
+        self, path: str | Path, *, lower_case: bool = True, for_cn: bool = False, one_segment: bool = False
     ) -> None:
-        self.path, self.lower_case, self.for_cn, self.one_segment = (
-            Path(path),
-            lower_case,
-            for_cn,
-            one_segment,
-        )
+        self.path = Path(path)
+        self.lower_case, self.for_cn, self.one_segment = lower_case, for_cn, one_segment
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no vocabulary here; expected a vocab.txt or an spm.model")
         self._file = self.path.read_bytes()  # kept, so that `save` needs no file
         pieces = _SentencePieces if self.path.suffix == ".model" else _WordPieces
         self._pieces = pieces(self.path, lower_case)
+        self._memory = TokenMemory(REMEMBERED_TEXTS)
         self.pad_id, self.cls_id, self.sep_id = (self._special(t) for t in ("[PAD]", "[CLS]", "[SEP]"))
         self._special("[UNK]")
 
     def _special(self, token: str) -> int:
-        token_id = self._pieces.id_of(token)
-        if token_id is None:
-            raise ValueError(
-                f"{self.path}: the vocabulary has no {token}; it needs {', '.join(SPECIAL_TOKENS[:4])}"
-            )
+        if (token_id := self._pieces.id_of(token)) is None:
+            needed = ", ".join(SPECIAL_TOKENS[:4])
+            raise ValueError(f"{self.path}: the vocabulary has no {token}; it needs {needed}")
         return token_id
 
     def __len__(self) -> int:
@@ -84,49 +78,50 @@ class Tokenizer:
 
     @property
     def settings(self) -> dict[str, bool]:
-        """What `Tokenizer` takes beside the path."""
+        """The arguments of `Tokenizer` beside the path."""
         return {"lower_case": self.lower_case, "for_cn": self.for_cn, "one_segment": self.one_segment}
 
-    @property
+    @cached_property
     def fingerprint(self) -> bytes:
-        """A hash of the tokens and their ids."""
+        """The SHA-256 digest of the tokens and their ids, 32 bytes."""
         if isinstance(self._pieces, _SentencePieces):
             return hashlib.sha256(self._file).digest()
         return hashlib.sha256(json.dumps(sorted(self.vocabulary.items())).encode()).digest()
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """Token -> id.
+        """The ids of all tokens.
 
         Raises:
-            ValueError: the pieces are a SentencePiece model's, which a list of tokens does not describe.
+            ValueError: the tokenizer is a SentencePiece model, which a list of tokens does not describe.
         """
         if isinstance(self._pieces, _SentencePieces):
             raise ValueError(f"{self.path} is a SentencePiece model, expected a vocabulary of word pieces")
         return dict(self._pieces.vocabulary)
 
     def tokenize(self, text: str) -> list[str]:
-        """The tokens of a text, without special ones."""
+        """Return the tokens of a text, without special tokens."""
         return self._pieces.tokens(self._clean([text]))[0]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of every text, without special ones."""
-        return self._pieces.ids(self._clean(texts))
+        """Return the token ids of every text, without special tokens.
+
+        The ids of the last `REMEMBERED_TEXTS` texts are kept, because training meets its texts again.
+        """
+        return self._memory.encode(texts, lambda new: self._pieces.ids(self._clean(new)))
 
     def _clean(self, texts: Iterable[str]) -> list[str]:
-        texts = (_SURROGATES.sub("", text) for text in texts)
+        texts = (without_surrogates(text) for text in texts)
         return [text.replace(" ", "") for text in texts] if self.for_cn else list(texts)
 
-    # Packing, as the reference's readers do it ------------------------------------------------
-
     def pack_queries(self, queries: Sequence[str], max_length: int) -> list[Packed]:
-        """`[CLS] query [SEP]`, types 0, at most `max_length` tokens."""
+        """Return `[CLS] query [SEP]` of every query: types 0, at most `max_length` tokens."""
         return [self._pack_one(ids, max_length) for ids in self.encode(queries)]
 
     def pack_passages(self, titles: Sequence[str], texts: Sequence[str], max_length: int) -> list[Packed]:
-        """`[CLS] title [SEP] text [SEP]`, types 0 then 1; an empty title keeps its `[SEP]`.
+        """Return `[CLS] title [SEP] text [SEP]` of every passage: types 0 then 1, at most `max_length`.
 
-        With `one_segment`: `[CLS] title text [SEP]`, types 0.
+        An empty title keeps its `[SEP]`. With `one_segment` it is `[CLS] title text [SEP]`, types 0.
         """
         pairs = zip(self.encode(titles), self.encode(texts), strict=True)
         if self.one_segment:
@@ -136,7 +131,7 @@ class Tokenizer:
     def pack_pairs(
         self, queries: Sequence[str], titles: Sequence[str], texts: Sequence[str], max_length: int
     ) -> list[Packed]:
-        """`[CLS] query [SEP] title text [SEP]`, types 0 then 1."""
+        """Return `[CLS] query [SEP] title text [SEP]` of every pair: types 0 then 1, at most `max_length`."""
         triples = zip(self.encode(queries), self.encode(titles), self.encode(texts), strict=True)
         return [self._pack_pair(query, title + text, max_length) for query, title, text in triples]
 
@@ -146,13 +141,11 @@ class Tokenizer:
 
     def _pack_pair(self, first: list[int], second: list[int], max_length: int) -> Packed:
         first, second = truncate_pair(first, second, max_length - 3)
-        return Packed(
-            [self.cls_id, *first, self.sep_id, *second, self.sep_id],
-            [0] * (len(first) + 2) + [1] * (len(second) + 1),
-        )
+        ids = [self.cls_id, *first, self.sep_id, *second, self.sep_id]
+        return Packed(ids, [0] * (len(first) + 2) + [1] * (len(second) + 1))
 
     def save(self, folder: str | Path) -> str:
-        """Write the vocabulary into `folder` and return the file's name."""
+        """Write the vocabulary to `folder` and return the file's name."""
         name = "spm.model" if self.path.suffix == ".model" else "vocab.txt"
         if self.path.suffix == ".json":
             write_vocab(Path(folder) / name, self.vocabulary)
@@ -162,99 +155,51 @@ class Tokenizer:
 
 
 def truncate_pair(first: list[int], second: list[int], limit: int) -> tuple[list[int], list[int]]:
-    """Shorten two lists to `limit` items in all, as if the longer lost its last item again and again.
+    """Shorten two lists to `limit` items in all, as if the longer one lost its last item until they fit.
 
-    Of two equal lists the second loses first.
+    If both are equally long, the second one loses an item first.
     """
-    over = len(first) + len(second) - limit
-    if over <= 0:
-        return first, second
-    to_equal = min(over, abs(len(first) - len(second)))
-    first_keeps = len(first) - (to_equal if len(first) > len(second) else 0)
-    second_keeps = len(second) - (to_equal if len(second) > len(first) else 0)
-    over -= to_equal
-    return first[: first_keeps - over // 2], second[: second_keeps - (over + 1) // 2]
+    first_keeps = max(limit - len(second), (limit + 1) // 2)
+    return first[:first_keeps], second[: max(limit - len(first), limit // 2)]
 
 
-def read_vocab(path: str | Path) -> dict[str, int]:
-    """Token -> id, from a `vocab.txt` or a `tokenizer.json`.
+class TokenMemory:
+    """The token ids of the `size` texts that were encoded last; the oldest text is dropped first."""
 
-    A line of a `vocab.txt` is a token (its id the line's number), or a token, TAB and its id.
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._ids: dict[str, np.ndarray] = {}  # int32 takes a seventh of a list's room
+        self._lock = threading.Lock()
 
-    Raises:
-        ValueError: not such a file; names file and line.
-    """
-    if Path(path).suffix == ".json":
-        return _read_tokenizer_json(Path(path))
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    vocab: dict[str, int] = {}
-    for number, line in enumerate(lines):
-        token, *index = line.strip().split("\t")
-        if index and not (index[0].isdecimal() and int(index[0]) < 2**31):
-            raise ValueError(
-                f"{path}:{number + 1}: {index[0]!r} is no id; a line is a token, or token TAB id"
-            )
-        vocab[token.strip()] = int(index[0]) if index else number
-    return vocab
+    def __len__(self) -> int:
+        return len(self._ids)
 
+    def encode(self, texts: Sequence[str], encode: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
+        """Return the ids of every text; `encode` is called with the texts that are not remembered."""
+        with self._lock:
+            found = {text: self._ids[text] for text in texts if text in self._ids}
+        if new := [text for text in dict.fromkeys(texts) if text not in found]:
+            encoded = {text: np.array(ids, np.int32) for text, ids in zip(new, encode(new), strict=True)}
+            self._remember(encoded)
+            found |= encoded
+        return [found[text].tolist() for text in texts]
 
-def _read_tokenizer_json(path: Path) -> dict[str, int]:
-    values = read_json(path)
-    model = values.get("model") or {}
-    if not isinstance(model.get("vocab"), dict) or model.get("type", "WordPiece") != "WordPiece":
-        raise ValueError(
-            f"{path}: the tokenizer is {model.get('type')!r}, expected 'WordPiece' with a vocabulary"
-        )
-    added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
-    return model["vocab"] | added
-
-
-def write_vocab(path: str | Path, vocabulary: Mapping[str, int]) -> None:
-    """Write a `vocab.txt` whose line numbers are the ids; an id that no token has gets `[unusedID]`."""
-    tokens = {index: token for token, index in vocabulary.items()}
-    lines = (tokens.get(index, f"[unused{index}]") for index in range(max(tokens) + 1))
-    Path(path).write_text("".join(f"{token}\n" for token in lines), encoding="utf-8")
-
-
-def train_vocab(texts: Iterable[str], path: str | Path, size: int = 8000) -> None:
-    """Train a lower-cased WordPiece vocabulary on `texts` and write it to `path`.
-
-    The same texts give the same vocabulary: every character is a piece from the start, in order, where
-    the trainer by itself would number them by chance.
-    """
-    from tokenizers.trainers import WordPieceTrainer
-
-    tokenizer = WordPieceTokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(strip_accents=True, lowercase=False)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    texts = [_SURROGATES.sub("", text).lower() for text in texts]
-    words = {
-        word
-        for text in texts
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
-    }
-    inner = sorted({f"##{character}" for word in words for character in word[1:]})
-    trainer = WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL_TOKENS, *inner], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    new = Path(path).with_suffix(".new")
-    write_vocab(new, tokenizer.get_vocab())
-    new.replace(path)
+    def _remember(self, encoded: Mapping[str, np.ndarray]) -> None:
+        with self._lock:
+            self._ids |= encoded
+            for text in list(islice(self._ids, max(0, len(self._ids) - self._size))):
+                del self._ids[text]
 
 
 class _WordPieces:
-    """Basic tokenisation and greedy longest-match word pieces."""
+    """Basic tokenisation, then word pieces by the greedy longest match."""
 
     def __init__(self, path: Path, lower_case: bool) -> None:
         self.vocabulary, self._lower_case = read_vocab(path), lower_case
         model = WordPiece(self.vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
         self._tokenizer = WordPieceTokenizer(model)
-        # Lower-casing is left to Python: Rust's differs for a few letters, such as a final sigma.
-        self._tokenizer.normalizer = BertNormalizer(
-            clean_text=True, handle_chinese_chars=True, strip_accents=lower_case, lowercase=False
-        )
+        # Python lower-cases, because Rust's result differs for a few letters, such as a final sigma.
+        self._tokenizer.normalizer = BertNormalizer(strip_accents=lower_case, lowercase=False)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
 
     def __len__(self) -> int:
@@ -268,8 +213,9 @@ class _WordPieces:
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         texts = [_LATE_CJK.sub(r" \1 ", text.lower() if self._lower_case else text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [
+            encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
 
 class _SentencePieces:

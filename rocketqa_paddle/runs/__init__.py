@@ -1,1 +1,1 @@
-"""A run and its folder."""
+"""A run: its folder, its steps, and what the steps hand to one another."""

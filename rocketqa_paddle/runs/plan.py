@@ -1,139 +1,236 @@
-"""What a run would do, and about how long it would take, told before it does it."""
+"""What a run would do, and about how long it would take: what the first walk through a system notes down."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
-from rocketqa_paddle.evaluation.tables import align
+from rocketqa_paddle.evaluation import tables
+from rocketqa_paddle.evaluation.speed import Speed
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.parameters import named_tensors
-from rocketqa_paddle.records import Passage, Query
-from rocketqa_paddle.runs.stages import AGAIN, RERANK_DEPTH, Stage, State, Work
+from rocketqa_paddle.records import Model, Passage
+from rocketqa_paddle.runs.artefacts import Groups, ModelHandle, Stored, StoredRun, TrainedModel, artefacts_in
+from rocketqa_paddle.runs.ledger import Ledger
+from rocketqa_paddle.runs.selection import Selection
 from rocketqa_paddle.runtime import distributed
-from rocketqa_paddle.search.retrieval import encode_passages, score_pairs
+from rocketqa_paddle.settings import TrainingSettings
+from rocketqa_paddle.training.optimizer import total_steps
 
-_ROWS = 64  # that are timed
 _WITH_GRADIENT = 3  # a backward pass costs two forward passes
 _BYTES_A_HIT = 48
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Measured here: seconds for a text in the retriever, and for a pair in the re-ranker."""
+class Work:
+    """How much there is to compute, with and without gradient, and to keep."""
 
-    text: float
-    pair: float
+    steps: int = 0
+    trained_texts: int = 0
+    trained_pairs: int = 0
+    encoded: int = 0
+    scored: int = 0
+    hits: int = 0
+    retrievers: int = 0
+    rerankers: int = 0
 
-    def seconds(self, work: Work) -> float:
-        """How long a stage is likely to take, on all processes together."""
-        texts = work.encoded + _WITH_GRADIENT * work.trained_texts
-        pairs = work.scored + _WITH_GRADIENT * work.trained_pairs
-        return (self.text * texts + self.pair * pairs) / distributed.world_size()
-
-
-def measure(
-    retriever: Checkpoint, reranker: Checkpoint, passages: Sequence[Passage], queries: Sequence[Query]
-) -> Speed:
-    """Time both networks, as they start, on some of the data."""
-    step = max(1, len(passages) // _ROWS)
-    sample = passages[::step][:_ROWS]
-    titles, texts = [passage.title for passage in sample], [passage.text for passage in sample]
-    asked = [queries[i % len(queries)].text for i in range(len(sample))]
-    return Speed(
-        _time(lambda: encode_passages(retriever, titles, texts)) / len(sample),
-        _time(lambda: score_pairs(reranker, asked, titles, texts)) / len(sample),
-    )
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def _time(compute: Callable[[], object]) -> float:
-    compute()  # the first call prepares what later ones find ready
-    begin = time.perf_counter()
-    compute()
-    return time.perf_counter() - begin
+@dataclass
+class PlannedStep:
+    """A step: what of it is kept and what is missing, and the work that it takes.
+
+    `reasons` tell why something is made again, and what is then said to be done. `left` is the work that is
+    not done yet. `hands_on` tells whether the optimizers wait for the next step.
+    """
+
+    name: str
+    title: str
+    kept: list[Stored] = field(default_factory=list)
+    missing: list[Stored] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
+    left: Work = field(default_factory=Work)
+    hands_on: bool = False
+
+    @property
+    def status(self) -> str:
+        """What the folder says of the step."""
+        if not self.missing:
+            return "finished"
+        if not self.reasons:
+            return "begun" if self.kept else "new"
+        return "changed" if any(isinstance(made, TrainedModel) for made in self.missing) else "search again"
+
+    @property
+    def models(self) -> list[TrainedModel]:
+        """The models that the step trains."""
+        return [made for made in (*self.kept, *self.missing) if isinstance(made, TrainedModel)]
+
+
+class Plan:
+    """The steps of a run in their order, with what each makes.
+
+    `searches` has what each retriever is searched for, by its name and that of the hits; `trainings` the step
+    and the settings of every training; `begun_from` the names of the models
+    from which a training begins; `follows` the models whose optimizers go on, by the names of those that
+    follow.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.steps: dict[str, PlannedStep] = {}
+        self.searches: dict[str, dict[str, StoredRun]] = {}
+        self.trainings: list[tuple[str, TrainingSettings]] = []
+        self.begun_from: set[str] = set()
+        self.follows: dict[str, TrainedModel] = {}
+        self._counted: set[str] = set()
+
+    def step(self, name: str, title: str = "") -> PlannedStep:
+        """A step, which is added at its first mention."""
+        return self.steps.setdefault(name, PlannedStep(name, title))
+
+    def kept_models(self) -> list[TrainedModel]:
+        """The models that need not be trained."""
+        return [made for step in self.steps.values() for made in step.models if made in step.kept]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every step is finished."""
+        return all(step.status == "finished" for step in self.steps.values())
+
+    def add(self, artefact: Stored, work: Work) -> None:
+        """Note an artefact and the work that it takes."""
+        if artefact.name in self._counted:
+            return
+        self._counted.add(artefact.name)
+        step = self.step(artefact.step)
+        step.work += work
+        if self.ledger.keeps(artefact):
+            step.kept.append(artefact)
+            return
+        step.missing.append(artefact)
+        step.left += work
+        verb = "done again" if isinstance(artefact, TrainedModel) else "searched and measured again"
+        changed = {f"{made.name} changed" for made in step.missing}
+        for reason in set(self.ledger.reasons(artefact)) - changed:
+            step.reasons.setdefault(reason, "made again" if reason.endswith("is not there") else verb)
+
+    def redo(self, model: TrainedModel, reason: str) -> None:
+        """Note that a model that is kept is to be trained again."""
+        step = self.step(model.step)
+        [kept] = [made for made in step.kept if made.name == model.name]
+        step.kept.remove(kept)
+        step.missing.append(kept)
+        step.reasons[reason] = "done again"
+        step.left = step.work
+        self.ledger.lose(model)
+
+    def add_model(self, model: TrainedModel, work: Work = Work()) -> None:  # noqa: B008
+        """Note a model that a step keeps."""
+        self.add(model, work + Work(**{f"{model.kind.value}s": 1}))
+
+    def add_search(self, retriever: ModelHandle, hits: StoredRun, passages: int) -> None:
+        """Note what a retriever is searched for. The corpus is encoded once for all."""
+        wanted = self.searches.setdefault(retriever.name, {})
+        if (known := wanted.setdefault(hits.name, hits)) is not hits:
+            assert known.made_of == hits.made_of, f"{hits.name} has two meanings"
+            return
+        encoded = len(hits.queries) + (passages if len(wanted) == 1 else 0)
+        self.add(hits, Work(encoded=encoded, hits=len(hits.queries) * hits.depth))
+
+    def add_training(
+        self, trained: Sequence[TrainedModel], groups: Groups, loss: Any, settings: TrainingSettings
+    ) -> None:
+        """Note a training of some models, and the scores that its groups and its loss need.
+
+        A re-ranker that is bound to the loss scores every group.
+        """
+        steps, kinds = total_steps(settings, groups.at_most), {model.kind for model in trained}
+        examples = steps * settings.batch_size * distributed.world_size()
+        judged = any(isinstance(a, ModelHandle) and a.kind is Model.RERANKER for a in artefacts_in(loss))
+        scores = {a.name: a for a in groups.parents if isinstance(a, StoredRun)}
+        scored = sum(len(a.queries) * a.depth for name, a in scores.items() if name not in self._counted)
+        self._counted |= scores.keys()
+        work = Work(
+            steps=steps,
+            trained_texts=examples * (1 + groups.size) if Model.RETRIEVER in kinds else 0,
+            trained_pairs=examples * groups.size if Model.RERANKER in kinds else 0,
+            scored=scored + (examples * groups.size if judged else 0),
+            hits=scored,
+        )
+        for model in trained:
+            self.add_model(model, work)
+            work = Work()
+        self.trainings.append((f"{trained[0].step} {' and '.join(m.kind.title for m in trained)}", settings))
+
+
+# Estimates ---------------------------------------------------------------------------------------
 
 
 def table(
-    stages: Sequence[Stage],
-    states: Mapping[str, State],
+    plan: Plan,
+    selection: Selection,
     speed: Speed,
-    models: Mapping[str, Checkpoint],
+    models: Mapping[Model, Checkpoint],
     passages: Collection[Passage],
 ) -> str:
-    """One row a stage: what the folder says of it, its sizes, and estimates of time and disk.
-
-    Args:
-        stages: of the run.
-        states: of those that would be looked at, by name.
-        speed: of the networks.
-        models: the networks as they start, by name.
-        passages: the corpus, which `best/` indexes.
-    """
-    sizes = {name: 4 * parameters(model) for name, model in models.items()}
-    rows = [("stage", "", "state", "steps", "trained", "encoded", "scored", "time", "disk")]
-    total_seconds, total_bytes = 0.0, 0
-    for stage in stages:
-        work, state = stage.work, states.get(stage.name)
-        seconds = speed.seconds(work)
-        size = _BYTES_A_HIT * work.hits + sum(sizes[model] for model in work.models)
-        if state:
-            total_seconds += speed.seconds(_remaining(work, state))
-            total_bytes += size if state.status in ("new", "changed") else 0
+    """One row a step: what the folder says of it, its sizes, and estimates of time and disk."""
+    sizes = {kind: 4 * _count_parameters(model) for kind, model in models.items()}
+    rows = [("step", "", "state", "steps", "trained", "encoded", "scored", "time", "disk")]
+    left, names = Work(), list(plan.steps)
+    for step in plan.steps.values():
+        wanted, work = selection.wants(step.name, names), step.work
+        left += step.left if wanted else Work()
         numbers = (work.steps, work.trained_texts + work.trained_pairs, work.encoded, work.scored)
-        status = state.status if state else "left out"
-        cells = (stage.name, stage.title, status, *(f"{number:,}" for number in numbers))
-        rows.append((*cells, _duration(seconds), _bytes(size)))
-    best = sum(sizes.values()) + _index_bytes(models["retriever"], passages)
-    rows.append(("best", "the search engine", *[""] * 6, _bytes(best)))
+        cells = (step.name, step.title, step.status if wanted else "left out", *(f"{n:,}" for n in numbers))
+        rows.append((*cells, tables.duration(_seconds(work, speed)), tables.size(_disk(work, sizes))))
+    best = sum(sizes.values()) + _index_bytes(models[Model.RETRIEVER], passages)
+    rows.append(("best", "the search engine", *[""] * 6, tables.size(best)))
+    disk = tables.size(_disk(left, sizes) + best)
     text = (
-        f"{align(rows)}\n\nto do: about {_duration(total_seconds)} and {_bytes(total_bytes + best)}; "
-        f"while it runs, at most {_bytes(_passing(stages, sizes))} more, and the index once more"
+        f"{tables.align(rows)}\n\nto do: about {tables.duration(_seconds(left, speed))} and {disk}; "
+        f"while it runs, at most {tables.size(_passing(plan, sizes))} more, and the index once more"
     )
-    changes = [
-        f"{stage.name} would be {AGAIN[states[stage.name].status]}: {change}"
-        for stage in stages
-        if stage.name in states
-        for change in states[stage.name].changes.values()
-    ]
-    return "\n".join([text, *changes])
+    wanted = [step for step in plan.steps.values() if selection.wants(step.name, names)]
+    again = [f"{s.name} would be {verb}: {reason}" for s in wanted for reason, verb in s.reasons.items()]
+    return "\n".join([text, *again])
 
 
-def _remaining(work: Work, state: State) -> Work:
-    """What a stage has still to do; of one that is begun, all of it at the most."""
-    if state.status == "finished" or state.changes.keys() == {RERANK_DEPTH}:
-        return Work()
-    return Work(encoded=work.encoded) if state.status == "search again" else work
+def _seconds(work: Work, speed: Speed) -> float:
+    """How long some work is likely to take, on all processes together."""
+    texts = work.encoded + _WITH_GRADIENT * work.trained_texts
+    pairs = work.scored + _WITH_GRADIENT * work.trained_pairs
+    return (speed.text * texts + speed.pair * pairs) / distributed.world_size()
 
 
-def _passing(stages: Sequence[Stage], sizes: Mapping[str, int]) -> int:
-    """Bytes of optimizers that wait for the next stage, two moments a parameter, and of unfinished work.
+def _disk(work: Work, sizes: Mapping[Model, int]) -> int:
+    models = work.retrievers * sizes[Model.RETRIEVER] + work.rerankers * sizes[Model.RERANKER]
+    return _BYTES_A_HIT * work.hits + models
 
-    That holds a stage's models, too, is written anew before the old is removed, and is the most where they
-    train together.
+
+def _passing(plan: Plan, sizes: Mapping[Model, int]) -> int:
+    """Bytes of unfinished work, and of optimizers that wait for the next step.
+
+    Unfinished work holds a step's models and two moments a parameter. It is written anew before the old is
+    removed.
     """
-    waiting = [sum(2 * sizes[model] for model in stage.work.optimizers) for stage in stages]
+    models = [sum(sizes[model.kind] for model in step.models) for step in plan.steps.values()]
+    waiting = [
+        2 * size if step.hands_on else 0 for size, step in zip(models, plan.steps.values(), strict=True)
+    ]
     both = max(before + after for before, after in zip([0, *waiting], [*waiting, 0], strict=True))
-    unfinished = max(sum(3 * sizes[model] for model in stage.work.models) for stage in stages)
-    return 2 * unfinished + both
+    return 2 * 3 * max(models, default=0) + both
 
 
 def _index_bytes(retriever: Checkpoint, passages: Collection[Passage]) -> int:
-    """Of vectors and texts."""
+    """Bytes of vectors and texts."""
     hidden = retriever.network.config.hidden_size
     return sum(4 * hidden + len(p.id) + len(p.title) + len(p.text) for p in passages)
 
 
-def parameters(model: Checkpoint) -> int:
-    """How many numbers a model is."""
+def _count_parameters(model: Checkpoint) -> int:
     return sum(tensor.size for tensor in named_tensors(model.network).values())
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

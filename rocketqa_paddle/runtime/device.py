@@ -10,34 +10,30 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names of glibc's mallopt
-_KEEP = 2**31 - 1  # bytes; mallopt takes an int
+_KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 << 20}
+"""The arguments of glibc's `mallopt`: M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD, the last two in bytes."""
 
 
 def tune_cpu() -> None:
     """Set what makes Paddle fast on a CPU. Call it before Paddle is imported; later it does nothing.
 
-    Threads: Paddle computes on one unless `OMP_NUM_THREADS` is set. Under a launcher the cores are
-    shared out over the ranks of this machine. MKL runs at half speed on AMD unless told otherwise.
-    glibc hands every large temporary back to the kernel, which then zeroes it again for the next
-    operation; keeping the memory made elementwise operations 3 to 15 times faster. What the user
-    has set already stays as it is.
+    Paddle computes on one thread unless `OMP_NUM_THREADS` is set; here the ranks of this machine share its
+    cores. MKL is slow on AMD unless told otherwise. glibc returns every large temporary to the kernel, which
+    zeroes it again for the next operation, so it is told to keep the memory. What the user has set stays.
     """
     if "paddle" in sys.modules:
         return
     ranks = max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", os.environ.get("PADDLE_TRAINERS_NUM", "1"))))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    if _is_amd():
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists() and "AuthenticAMD" in cpu.read_text(errors="replace")[:4096]:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP)
-        libc.mallopt(_M_TOP_PAD, 256 << 20)
+        for parameter, value in _KEEP_MEMORY.items():
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 class _WithoutThreadNotice(io.TextIOBase):
@@ -66,13 +62,8 @@ def import_paddle() -> None:
         import paddle  # noqa: F401
 
 
-def _is_amd() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
-
-
 def find_device(use_cuda: bool, device_id: int = 0) -> str:
-    """`gpu:device_id` or `cpu`, Paddle's name of a device.
+    """Return Paddle's name of a device, `gpu:device_id` or `cpu`.
 
     Raises:
         ValueError: a GPU is asked for and this Paddle or machine has none, or fewer.
@@ -82,10 +73,8 @@ def find_device(use_cuda: bool, device_id: int = 0) -> str:
     if not use_cuda:
         return "cpu"
     if not paddle.is_compiled_with_cuda():
-        raise ValueError(
-            "use_cuda=True, but this Paddle is built for CPU: install paddlepaddle-gpu "
-            "(the README gives the line) or pass use_cuda=False"
-        )
+        remedy = "install paddlepaddle-gpu (the README gives the line) or pass use_cuda=False"
+        raise ValueError(f"use_cuda=True, but this Paddle is built for CPU: {remedy}")
     count = paddle.device.cuda.device_count()
     if not 0 <= device_id < count:
         raise ValueError(f"device_id={device_id}, but this machine shows {count} GPUs (0 to {count - 1})")
@@ -105,9 +94,6 @@ def using(name: str) -> Iterator[None]:
     import paddle
 
     before = paddle.device.get_device()
-    if before == name:
-        yield
-        return
     paddle.device.set_device(name)
     try:
         yield
@@ -115,17 +101,17 @@ def using(name: str) -> Iterator[None]:
         paddle.device.set_device(before)
 
 
-def arithmetic(precision: str) -> AbstractContextManager[None]:
+def arithmetic(precision: str) -> contextlib.AbstractContextManager[None]:
     """Run the networks in `fp32`, or in `bf16` or `fp16` by Paddle's automatic mixed precision (O1)."""
     if precision == "fp32":
-        return nullcontext()
+        return contextlib.nullcontext()
     import paddle
 
     return paddle.amp.auto_cast(dtype={"bf16": "bfloat16", "fp16": "float16"}[precision], level="O1")
 
 
 def gpu_id() -> int | None:
-    """The number of Paddle's current GPU, or None on a CPU."""
+    """Return the number of Paddle's current GPU, or None on a CPU."""
     import paddle
 
     kind, _, number = paddle.device.get_device().partition(":")

@@ -29,23 +29,29 @@ def init(use_cuda: bool = False) -> None:
 
 
 def rank() -> int:
-    """This process's number, 0 for the one that writes files."""
+    """Return the number of this process, which is 0 for the one that writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_gpu() -> int:
-    """The number of the GPU that the launcher gave this process."""
+    """Return the number of the GPU that the launcher gave this process."""
     return int(os.environ.get("FLAGS_selected_gpus", "0").split(",")[0])  # noqa: SIM112
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0."""
+    """Tell whether this process is rank 0."""
     return rank() == 0
+
+
+def say(text: str) -> None:
+    """Tell the user something, once for all ranks."""
+    if is_main():
+        print(text, flush=True)
 
 
 def barrier() -> None:
@@ -55,13 +61,13 @@ def barrier() -> None:
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """This rank's contiguous part; parts differ by one item at most and join up in rank order."""
+    """Return this rank's contiguous part; parts differ by one item at most and join up in rank order."""
     bounds = np.linspace(0, len(items), world_size() + 1).astype(int)
     return items[bounds[rank()] : bounds[rank() + 1]]
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, in rank order, on every rank. Any picklable value."""
+    """Return the values of all ranks, in rank order. A value may be anything that can be pickled."""
     if world_size() == 1:
         return [value]
     values: list[Any] = []
@@ -70,10 +76,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order: `[ranks * rows, ...]`. Only this rank's own get gradient.
+    """Return the rows of all ranks, in rank order: `[ranks * rows, ...]`. Only this rank's have gradient.
 
-    If every rank computes the same loss of all rows, the ranks' gradients add up to that loss's. Every rank
-    gives as many rows.
+    Every rank gives as many rows. If all compute the same loss of all rows, their gradients add up to its.
     """
     if world_size() == 1:
         return rows
@@ -84,7 +89,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether any rank says yes; all get the same answer."""
+    """Tell whether the flag of any rank is true."""
     if world_size() == 1:
         return flag
     answer = paddle.to_tensor([int(flag)])
@@ -93,15 +98,13 @@ def any_rank(flag: bool) -> bool:
 
 
 def average_gradients(parameters: Iterable[paddle.Tensor]) -> None:
-    """Replace every gradient by its mean over ranks.
+    """Replace every gradient by its mean over ranks, once a step, after all backward passes.
 
-    Called once a step, after all backward passes, so it serves accumulation and recompute alike.
-    A parameter without gradient on this rank counts as zero: another rank may have one.
+    A parameter without gradient on this rank counts as zero, because another rank may have one.
     """
     if world_size() == 1:
         return
-    bucket: list[Tensor] = []
-    size = 0
+    bucket, size = [], 0
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = paddle.zeros_like(parameter)

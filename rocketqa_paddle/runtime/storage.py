@@ -18,12 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 _BLOCK = 1 << 20  # bytes of a file that are read at once
 
-# Files -------------------------------------------------------------------------------------------
-
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A name to write a file under; the file takes the place of `path` when the block ends without an error.
+    """Give a name to write under; the file replaces `path` when the block ends without an error.
 
     The name is always the same, so what a crash leaves behind is overwritten by the next writer.
     """
@@ -44,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object whole or not at all, with line breaks for human readers."""
+    """Write an object whole or not at all, with line breaks for people."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
@@ -55,10 +53,10 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        ValueError: it is not JSON, or not an object; names the file.
+        ValueError: it is not JSON, or not an object; the message names the file.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -70,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, as float32.
+    """Return the arrays of a safetensors file, as float32.
 
     Raises:
         ValueError: the file is cut off, or holds a type that NumPy does not know (bfloat16).
@@ -81,29 +79,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
 
 
-# Folders -----------------------------------------------------------------------------------------
-
-
 @contextmanager
 def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
-    """A new folder to fill; it takes the place of `folder` when the block ends without an error.
+    """Give a new folder to fill; it replaces `folder` when the block ends without an error.
 
     A crash at any moment leaves the old folder, which `whole` finds.
 
-    Args:
-        folder: where to write.
-        marker: name of a file that every folder of this kind has. A folder without it is not ours.
-
     Raises:
-        ValueError: a file, or a folder with other things in it, stands in the way. Nothing is touched.
+        ValueError: `folder` is a file, or holds other files and not the file `marker`, which every folder of
+            this kind has. Nothing is touched.
     """
     folder = Path(folder).resolve()
     if folder.is_file():
         raise ValueError(f"{folder} is a file, but a folder is to be written there: choose another name")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
-        raise ValueError(
-            f"{folder} holds other files (and no {marker}), which would be lost: choose another name"
-        )
+        problem = f"{folder} holds other files (and no {marker}), which would be lost"
+        raise ValueError(f"{problem}: choose another name")
     new, old = _beside(folder, "new"), _beside(folder, "old")
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -120,25 +111,30 @@ def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
 
 
 def sync(folder: Path) -> None:
-    """Wait until all of a folder is on the disk; quick where it is already."""
+    """Wait until all of a folder is on the disk."""
     for path in (*folder.rglob("*"), folder):
         _fsync(path)
 
 
 def whole(folder: str | Path) -> Path:
-    """Where to read a folder that `replacing` writes: the old one if a crash came between its renames."""
+    """Return where to read what `replacing` writes: the old folder if a crash came between its renames."""
     folder = Path(folder).resolve()
     old = _beside(folder, "old")
     return old if old.is_dir() and not folder.exists() else folder
 
 
-def remove(folder: Path) -> None:
-    """Take a folder out of sight in one step, then delete it, so that a crash leaves no half of it behind."""
+def remove(folder: str | Path) -> None:
+    """Delete a folder, or the old one that `whole` finds in its place.
+
+    Each is renamed before it is deleted, so that a crash leaves no half of it behind.
+    """
+    folder = Path(folder).resolve()
     hidden = _beside(folder, "removed")
+    for place in (_beside(folder, "old"), folder):
+        shutil.rmtree(hidden, ignore_errors=True)
+        if place.exists():
+            place.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-    if folder.exists():
-        folder.rename(hidden)
-        shutil.rmtree(hidden)
 
 
 def _beside(folder: Path, kind: str) -> Path:
@@ -153,19 +149,12 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-# Locks -------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file. The system releases it when the process ends, however it ends.
 
-    Args:
-        path: the lock file.
-        wait: until the process that holds it lets go.
-
     Raises:
-        ValueError: another process holds it, and we are not to wait.
+        ValueError: another process holds it, and `wait` is not set.
     """
     lock = filelock.FileLock(path)
     try:
@@ -178,27 +167,23 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-# Fingerprints ------------------------------------------------------------------------------------
-
-
 def fingerprint(parts: Iterable[Any]) -> str:
-    """16 hexadecimal digits that name some values in their order.
+    """Return 16 hexadecimal digits that name some values in their order.
 
-    Args:
-        parts: bytes, texts and NumPy arrays count by their content, anything else by its `repr`.
+    Bytes, texts and NumPy arrays count by their content, anything else by its `repr`. There is nothing
+    between them, so a text in two parts has the fingerprint of the whole.
     """
     state = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            state.update(np.ascontiguousarray(part).data)
-        else:
-            state.update(
-                part if isinstance(part, bytes) else (part if isinstance(part, str) else repr(part)).encode()
-            )
+            part = np.ascontiguousarray(part).data
+        elif not isinstance(part, bytes):
+            part = (part if isinstance(part, str) else repr(part)).encode()
+        state.update(part)
     return state.hexdigest()[:16]
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """The fingerprint of a file's content."""
+    """Return the fingerprint of a file's content."""
     with open(path, "rb") as file:
         return fingerprint(iter(lambda: file.read(_BLOCK), b""))

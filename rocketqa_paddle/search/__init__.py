@@ -1,1 +1,1 @@
-"""Corpus in, hits out."""
+"""Search: a corpus goes in, ranked passages come out."""

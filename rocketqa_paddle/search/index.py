@@ -1,35 +1,32 @@
-"""Vectors to nearest neighbours by inner product: faiss, with passage ids and a label on the box."""
+"""Vectors → nearest neighbours by inner product: faiss, with passage ids, and the folder that keeps them."""
 
 from __future__ import annotations
 
-import json
+import logging
 import warnings
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rocketqa_paddle.records import Passage
-from rocketqa_paddle.runtime.storage import read_json, whole, write_json
+from rocketqa_paddle.runtime.storage import atomic, read_json, whole, write_json, write_text
 
 if TYPE_CHECKING:
-    import faiss  # where it is used: whoever only encodes needs not wait for it, nor read its log
+    import faiss  # imported where it is used: a program that only encodes need not wait for it
 
 FORMAT_VERSION = 1
 
-TEXTS = "passages.jsonl"
-"""The file of an index folder with the passages' texts."""
+_QUERY_BLOCK = 1024  # queries searched together
 
 
 class VectorIndex:
     """An exact inner-product index over passages.
 
-    Args:
-        vectors: float32 `[passages, hidden]`, or several such arrays to join.
-        ids: one passage id a row.
-        model: digest of the model that made the vectors; kept in `meta.json`.
-        gpu: search on this GPU, if faiss is built for GPUs.
+    `vectors` are `[passages, hidden]`, or several such arrays to join, all finite, and `ids` has the passage
+    id of every row. `model` is the digest of the model that made them. With `gpu`, that GPU searches if faiss
+    can. ValueError is raised if there are no vectors, or not one for every id.
     """
 
     def __init__(
@@ -58,11 +55,15 @@ class VectorIndex:
 
     @property
     def dimension(self) -> int:
-        """Hidden units of a vector."""
+        """The length of a vector."""
         return self._index.d
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and row numbers, each `[queries, k]`, best first; fewer where the index is smaller."""
+        """Find the `k` best passages for query vectors `[queries, hidden]`.
+
+        Return inner products, float32, and rows, int64, best first, both `[queries, min(k, passages)]`. Raise
+        ValueError if the queries are of another dimension, or hold NaN or infinity.
+        """
         if queries.shape[1] != self.dimension:
             raise ValueError(
                 f"queries have {queries.shape[1]} dimensions, the index {self.dimension}: "
@@ -70,50 +71,41 @@ class VectorIndex:
             )
         if not np.isfinite(queries).all():
             raise ValueError("query vectors hold NaN or infinity: the model that made them is broken")
-        return self._index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self)))
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        blocks = np.split(queries, range(_QUERY_BLOCK, len(queries), _QUERY_BLOCK))
+        found = [self._index.search(block, min(k, len(self))) for block in blocks]
+        return tuple(map(np.concatenate, zip(*found, strict=True)))
 
     def vectors(self, first: int, count: int) -> np.ndarray:
-        """Some rows, `[count, hidden]`."""
+        """Return the vectors of `count` rows from `first` on, `[count, hidden]`."""
         return self._index.reconstruct_n(first, count)
 
     def save(self, folder: str | Path) -> None:
         """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder."""
-        import faiss
-
+        faiss = _import_faiss()
         folder = Path(folder)
         if bad := next((i for i in self.ids if "\n" in i or "\r" in i), None):
             raise ValueError(f"passage id {bad!r} has a line end in it, which an index cannot keep")
-        new = folder / ".index.faiss.new"  # the vectors may be mapped from the file that this one replaces
-        faiss.write_index(self._index, str(new))
-        new.replace(folder / "index.faiss")
-        (folder / "ids.txt").write_text("".join(f"{i}\n" for i in self.ids), encoding="utf-8")
+        with atomic(folder / "index.faiss") as new:  # the vectors may be mapped from the old file
+            faiss.write_index(self._index, str(new))
+        write_text(folder / "ids.txt", "".join(f"{i}\n" for i in self.ids))
         write_json(folder / "meta.json", self._meta())
 
     def _meta(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "dimension": self.dimension,
-            "metric": "inner_product",
-            "count": len(self),
-            "model": self.model,
-        }
+        sizes = {"dimension": self.dimension, "metric": "inner_product", "count": len(self)}
+        return {"format_version": FORMAT_VERSION, **sizes, "model": self.model}
 
     @classmethod
     def load(cls, folder: str | Path, model: str | None = None) -> VectorIndex:
-        """Open an index folder. Its vectors stay in the file, where faiss can: processes share them.
+        """Open a folder that `save` wrote. The `model` that will encode the queries is checked by its digest.
 
-        Replace an index that is in use as `save` does, by renaming: what is written into the file itself is
-        searched at once, with the old ids.
-
-        Args:
-            folder: what `save` wrote.
-            model: digest of the model that will make the queries; None skips the check.
+        faiss maps the vectors from the file if it can, so that processes share them. Replace an index in use
+        by renaming, as `save` does: bytes written into the file would be searched at once, with the old ids.
 
         Raises:
-            FileNotFoundError: not a whole index folder.
-            ValueError: another model made it, or the files disagree.
+            FileNotFoundError: a file of the index is missing.
+            ValueError: another model made the index, or its files do not fit each other.
         """
-
         folder = whole(folder)
         for name in ("meta.json", "index.faiss", "ids.txt"):
             if not (folder / name).is_file():
@@ -136,49 +128,31 @@ class VectorIndex:
         return index
 
 
-def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
+def _import_faiss() -> ModuleType:
+    """Import faiss without its log of how it chose a binary, which Paddle's handler would print."""
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     import faiss
 
-    if gpu is None:
-        return faiss.IndexFlatIP(dimension)
-    if not hasattr(faiss, "GpuIndexFlatIP"):
+    return faiss
+
+
+def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
+    faiss = _import_faiss()
+    if gpu is not None and hasattr(faiss, "GpuIndexFlatIP"):
+        options = faiss.GpuIndexFlatConfig()
+        options.device = gpu
+        return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dimension, options)
+    if gpu is not None:
         warnings.warn("faiss is built for CPUs: searching on the CPU (install faiss-gpu-cu12)", stacklevel=3)
-        return faiss.IndexFlatIP(dimension)
-    options = faiss.GpuIndexFlatConfig()
-    options.device = gpu
-    return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dimension, options)
+    return faiss.IndexFlatIP(dimension)
 
 
 def _read(path: Path) -> faiss.Index:
-    """Map the vectors from the file, with faiss 1.11 and where the file system can; else read them."""
-    import faiss
-
+    """Map the vectors from the file; read them where faiss (before 1.11) or the file system cannot map."""
+    faiss = _import_faiss()
     for flag in (getattr(faiss, "IO_FLAG_MMAP_IFC", 0), 0):
         try:
             return faiss.read_index(str(path), flag)
         except RuntimeError as error:
             damage = error
     raise ValueError(f"{path.parent}: {path.name} is damaged, build the index again ({damage})")
-
-
-def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:
-    """Keep the passages beside their vectors, as JSON lines: any text at all comes back as it was."""
-    with open(Path(folder) / TEXTS, "w", encoding="utf-8") as file:
-        for passage in passages:
-            file.write(json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False) + "\n")
-
-
-def read_texts(folder: str | Path, ids: Container[str]) -> dict[str, Passage]:
-    """The passages of an index folder that have one of these ids.
-
-    Raises:
-        FileNotFoundError: the folder keeps no texts.
-    """
-    path = whole(folder) / TEXTS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: not there; make the index with `rocketqa index`, which keeps the texts"
-        )
-    with open(path, encoding="utf-8") as file:
-        passages = (Passage(*json.loads(line)) for line in file)
-        return {passage.id: passage for passage in passages if passage.id in ids}

@@ -1,1 +1,1 @@
-"""The one training loop."""
+"""Training: the one loop, its optimizer, the order of examples and the log."""

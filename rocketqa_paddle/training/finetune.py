@@ -1,18 +1,16 @@
 """Fine-tuning of a loaded model on a training file, as the RocketQA toolkit's `train` does it.
 
-A dual encoder learns from in-batch negatives and one hard negative a query (rocketqa/model/
-dual_encoder_train.py); a cross encoder from single pairs with a label, its word embeddings perturbed
-(rocketqa/model/cross_encoder_train.py).
+A dual encoder learns from in-batch negatives and one hard negative a query
+(rocketqa/model/dual_encoder_train.py). A cross encoder learns from single pairs with a label, and with
+perturbed word embeddings (rocketqa/model/cross_encoder_train.py).
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +18,23 @@ from pathlib import Path
 import paddle
 from paddle import Tensor
 
-from rocketqa_paddle import checkpoints, contrastive, losses
-from rocketqa_paddle.data import formats
-from rocketqa_paddle.networks import forward, parameters
+from rocketqa_paddle import checkpoints, contrastive
+from rocketqa_paddle.data.groups import read_cross, read_dual
+from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.networks.encoders import DUAL, Checkpoint, build, describe
 from rocketqa_paddle.records import Group
-from rocketqa_paddle.runtime.storage import read_json, write_json
-from rocketqa_paddle.settings import OptimizerSettings, StageSettings
-from rocketqa_paddle.training.trainer import Loss, MetricsLog, Stopped, Trainer
+from rocketqa_paddle.runtime.storage import file_fingerprint, fingerprint, read_json, remove, write_json
+from rocketqa_paddle.settings import (
+    OptimizerSettings,
+    TrainingSettings,
+    at_least,
+    below_one,
+    fraction,
+    positive,
+)
+from rocketqa_paddle.training.log import MetricsLog
+from rocketqa_paddle.training.reranking import binary_loss
+from rocketqa_paddle.training.trainer import Loss, Stopped, Trainer
 
 LOG = "log.train"
 _ONE_AT_A_TIME = threading.Lock()  # Paddle's random numbers and its backward pass are shared by threads
@@ -35,13 +42,13 @@ _ONE_AT_A_TIME = threading.Lock()  # Paddle's random numbers and its backward pa
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What `models.DualModel.train` and `models.CrossModel.train` take; see there."""
+    """The settings of `toolkit.DualModel.train` and `toolkit.CrossModel.train`, which describe them."""
 
     epoch: int
     batch_size: int
     save_steps: int = 0
     learning_rate: float = 2e-5
-    warmup_share: float = 0.0
+    warmup_ratio: float = 0.0
     dropout: float = 0.1
     adversarial: float = 0.0
     seed: int = 1
@@ -51,14 +58,13 @@ class FinetuneSettings:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}={value!r}, expected at least {least}, a whole number")
-        for name in ("learning_rate", "warmup_share", "dropout", "adversarial"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or value < 0:
-                raise ValueError(f"{name}={value!r}, expected 0 or more")
-        if not self.learning_rate:
-            raise ValueError("learning_rate=0 trains nothing, expected a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}, expected 0 or more and less than 1")
+        for name in ("learning_rate", "warmup_ratio", "dropout", "adversarial"):
+            if not isinstance(value := getattr(self, name), int | float):
+                raise ValueError(f"{name}={value!r}, expected a number")
+        positive(learning_rate=self.learning_rate)
+        fraction(warmup_ratio=self.warmup_ratio)
+        below_one(dropout=self.dropout)
+        at_least(0, adversarial=self.adversarial)
 
 
 def finetune(
@@ -68,15 +74,17 @@ def finetune(
     log_folder: str | Path,
     settings: FinetuneSettings,
 ) -> Checkpoint:
-    """Train a copy of `start` and return it.
+    """Train a copy of a checkpoint and return it.
 
-    Writes `output/step_N`, a checkpoint folder every `save_steps` steps and at the end, and
-    `output/config.json`, which names the last of them as the toolkit's JSON does. A call that was stopped
-    goes on when it is made again.
+    `DualModel.train` and `CrossModel.train` describe the training file. Checkpoint folders `output/step_N`
+    are written every `save_steps` steps and at the end, and `output/config.json` names the last of them as
+    the toolkit's JSON does. The log is `log_folder/log.train`. A call that was stopped goes on when it is
+    made again.
 
     Raises:
-        ValueError: a setting or the file is wrong, or `output` holds another model's config.json.
-        trainer.Stopped: on Ctrl-C or SIGTERM, after saving.
+        FileNotFoundError: there is no such training file.
+        ValueError: the training file is wrong, or `output` holds the config.json of another model.
+        trainer.Stopped: the user has pressed Ctrl-C or sent SIGTERM; the state is saved.
     """
     with _ONE_AT_A_TIME:
         return _finetune(start, Path(train_set), Path(output), Path(log_folder), settings)
@@ -85,14 +93,14 @@ def finetune(
 def _finetune(
     start: Checkpoint, train_set: Path, output: Path, log_folder: Path, settings: FinetuneSettings
 ) -> Checkpoint:
-    _check_free(output, log_folder, start)
-    groups = list((formats.read_dual_tsv if start.kind == DUAL else formats.read_cross_tsv)(train_set))
+    _check_folders(output, log_folder, start)
+    groups = list((read_dual if start.kind == DUAL else read_cross)(train_set))
     if not groups:
         raise ValueError(f"{train_set}: the file is empty, expected training examples")
     model, batch_size = _copy(start, settings.dropout), min(settings.batch_size, len(groups))
     if batch_size < settings.batch_size:
         warnings.warn(
-            f"batch_size={settings.batch_size}, but {train_set} has {batch_size} lines", stacklevel=4
+            f"batch_size={settings.batch_size}, but {train_set} has {batch_size} lines", stacklevel=5
         )
     steps = math.ceil(settings.epoch * len(groups) / batch_size)
     every = settings.save_steps or math.ceil(steps / 2)
@@ -103,18 +111,19 @@ def _finetune(
             checkpoints.save(model, output / name, f"Fine-tuned on {train_set}, step {step} of {steps}.")
             write_json(output / "config.json", _config(model, name))
 
-    asked = (start.digest(), zlib.crc32(train_set.read_bytes()), settings)
-    unfinished = output / f"unfinished-{zlib.crc32(repr(asked).encode()):08x}"  # of this very call
+    call = fingerprint((start.digest(), file_fingerprint(train_set), settings))
+    unfinished = output / f"unfinished-{call}"
     log_folder.mkdir(parents=True, exist_ok=True)
-    optimizer = OptimizerSettings(learning_rate=settings.learning_rate, warmup_share=settings.warmup_share)
+    optimizer = OptimizerSettings(learning_rate=settings.learning_rate, warmup_ratio=settings.warmup_ratio)
     trainer = Trainer(
         "train",
         {"model": model.network},
         groups,
         contrastive.in_batch(model) if model.kind == DUAL else _cross_loss(model, settings.adversarial),
-        StageSettings(batch_size=batch_size, steps=steps, optimizer=optimizer),
+        TrainingSettings(batch_size=batch_size, steps=steps, optimizer=optimizer),
         folder=unfinished,
         log=MetricsLog(log_folder / LOG, output=str(output)),
+        fingerprint=call,
         seed=settings.seed,
         after_step=save,
     )
@@ -123,7 +132,7 @@ def _finetune(
     except Stopped as stopped:
         raise Stopped(f"{stopped}: saved in {unfinished}; the same call goes on") from None
     for folder in output.glob("unfinished-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     return model
 
 
@@ -131,8 +140,8 @@ def _config(model: Checkpoint, name: str) -> dict[str, str]:
     return {"model_type": model.kind, "model_checkpoint_path": name}
 
 
-def _check_free(output: Path, log_folder: Path, start: Checkpoint) -> None:
-    """Refuse, before anything is trained, to replace what no training of this kind of model has written."""
+def _check_folders(output: Path, log_folder: Path, start: Checkpoint) -> None:
+    """Refuse to replace what no training of this kind of model has written, before any work is done."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, but checkpoints are to be written there: choose another name")
     if log_folder.exists() and not log_folder.is_dir():
@@ -144,39 +153,37 @@ def _check_free(output: Path, log_folder: Path, start: Checkpoint) -> None:
 
 
 def _copy(checkpoint: Checkpoint, dropout: float) -> Checkpoint:
-    described = describe(checkpoint.network)
-    network = build(described, checkpoint.network.config, dropout=dropout)
+    """Copy a checkpoint to a new network with dropout; the old one can be used until training ends."""
+    network = build(describe(checkpoint.network), checkpoint.network.config, dropout=dropout)
     parameters.load_arrays(network, parameters.to_arrays(checkpoint.network), "the loaded model")
     return Checkpoint(network, checkpoint.tokenizer, dict(checkpoint.lengths))
 
 
 def _cross_loss(reranker: Checkpoint, adversarial: float) -> Loss:
-    def entropy(groups: Sequence[Group]) -> Tensor:
-        labels = paddle.to_tensor([float(group.labels[0]) for group in groups])
-        return losses.binary_cross_entropy(forward.reranker_scores(reranker, groups).flatten(), labels)
+    """Make the loss of pairs, with word embeddings perturbed by `adversarial`."""
+    plain = binary_loss(reranker)
 
-    def loss(groups: Sequence[Group]) -> dict[str, Tensor]:
-        if not adversarial:
-            return {"loss": entropy(groups)}
-        with perturbed(reranker, lambda: entropy(groups), adversarial):
-            return {"loss": entropy(groups)}
+    def loss(groups: Sequence[Group]) -> Mapping[str, Tensor]:
+        with perturbed(reranker, lambda: plain(groups)["loss"], adversarial):
+            return plain(groups)
 
-    return loss
+    return loss if adversarial else plain
 
 
 @contextmanager
 def perturbed(reranker: Checkpoint, loss: Callable[[], Tensor], size: float) -> Iterator[None]:
-    """Move the word embeddings by `size` in the direction in which the loss grows most, then put them back.
+    """Move the word embeddings in the direction in which the loss grows most, and put them back at the end.
 
-    The direction is the gradient over its norm, taken without dropout. Fast gradient method (Miyato et al.,
-    ICLR 2017), as in the reference's `cross_encoder_train.py`.
+    This is the fast gradient method (Miyato et al., ICLR 2017), as in the reference's
+    `cross_encoder_train.py`. The direction is the gradient over its norm, computed without dropout, and
+    `size` is the Euclidean length of the move, over all embeddings together.
     """
     network, embedding = reranker.network, reranker.network.ernie.word_embedding.weight
     kept = embedding.numpy()
     try:
         network.eval()
         # Not paddle.grad of the embedding alone: on a CPU, Paddle 3.3.1 leaves the scale out of a layer
-        # norm's gradient unless the scale's own gradient is asked for.
+        # norm's gradient unless the scale's own gradient is computed as well.
         loss().backward()
         with paddle.no_grad():
             gradient = embedding.grad

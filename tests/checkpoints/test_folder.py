@@ -2,103 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+import toy
+from foreign import contents, outputs
 from safetensors.numpy import load_file, save_file
 
 from rocketqa_paddle import checkpoints
+from rocketqa_paddle.checkpoints import folder as checkpoint_folder
+from rocketqa_paddle.checkpoints import initial
+from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights
 from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
 from rocketqa_paddle.networks.ernie import ErnieConfig
-from rocketqa_paddle.networks.tokenization import Tokenizer
+from rocketqa_paddle.networks.tokenization import SPECIAL_TOKENS, Tokenizer
 from rocketqa_paddle.runtime import storage
-from rocketqa_paddle.search import retrieval
-
-TEXTS = ["what is the moon", "paris . capital", "tides follow its pull and tides"]
-
-
-def dual(config: ErnieConfig, tokenizer: Tokenizer, **settings: object) -> Checkpoint:
-    return Checkpoint(DualEncoder(config, **settings), tokenizer, {"query": 8, "passage": 20})
-
-
-def cross(config: ErnieConfig, tokenizer: Tokenizer, **settings: object) -> Checkpoint:
-    return Checkpoint(CrossEncoder(config, **settings), tokenizer, {"pair": 24})
-
-
-def outputs(checkpoint: Checkpoint) -> np.ndarray:
-    if isinstance(checkpoint.network, CrossEncoder):
-        return retrieval.score_pairs(checkpoint, TEXTS, ["", "paris", ""], TEXTS[::-1])
-    passages = retrieval.encode_passages(checkpoint, ["", "paris", ""], TEXTS)
-    return np.stack([retrieval.encode_queries(checkpoint, TEXTS), passages])
-
-
-@pytest.fixture
-def saved(tmp_path: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer) -> Path:
-    checkpoints.save(dual(tiny_config, tokenizer), tmp_path / "saved")
-    return tmp_path / "saved"
-
 
 # Round trip -------------------------------------------------------------------------------------
 
-KINDS = [
-    pytest.param(dual, {}, id="dual"),
-    pytest.param(
-        dual, {"shared": True, "pooling": "mean", "normalize": True, "temperature": 0.05}, id="shared"
-    ),
-    pytest.param(cross, {"head": "logit"}, id="logit"),
-    pytest.param(cross, {"head": "classes"}, id="classes"),
-]
 
-
-@pytest.mark.parametrize("make, settings", KINDS)
-def test_a_checkpoint_comes_back_bit_by_bit(
-    tmp_path: Path, tiny_config: ErnieConfig, vocab: Path, make: Callable, settings: dict
-) -> None:
-    checkpoint = make(tiny_config, Tokenizer(vocab, for_cn=True, lower_case=False), **settings)
+@pytest.mark.parametrize(
+    "make, settings",
+    [
+        (toy.dual, {}),
+        (toy.dual, {"shared": True, "pooling": "mean", "normalize": True, "temperature": 0.05}),
+        (toy.cross, {"head": "logit"}),
+        (toy.cross, {"head": "classes"}),
+    ],
+    ids=["dual", "shared", "logit", "classes"],
+)
+def test_a_checkpoint_comes_back_bit_by_bit(tmp_path, vocab, make, settings):
+    checkpoint = make(Tokenizer(vocab, for_cn=True, lower_case=False), **settings)
     checkpoint.network.eval()
     checkpoints.save(checkpoint, tmp_path / "runs" / "one")
     paddle.seed(99)
     again = checkpoints.load(tmp_path / "runs" / "one")
 
     assert type(again.network) is type(checkpoint.network)
-    assert again.network.config == tiny_config
+    assert again.network.config == checkpoint.network.config
     assert again.lengths == checkpoint.lengths
     assert (again.tokenizer.for_cn, again.tokenizer.lower_case) == (True, False)
     assert not again.network.training
     for name, value in settings.items():
         assert getattr(again.network, name) == value
-    ours, theirs = checkpoint.network.state_dict(), again.network.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, parameter in ours.items():
-        np.testing.assert_array_equal(theirs[name].numpy(), parameter.numpy(), err_msg=name)
+    before, after = checkpoint.network.state_dict(), again.network.state_dict()
+    assert before.keys() == after.keys()
+    for name, parameter in before.items():
+        np.testing.assert_array_equal(after[name].numpy(), parameter.numpy(), err_msg=name)
     np.testing.assert_array_equal(outputs(again), outputs(checkpoint))
 
 
-def test_a_shared_tower_is_saved_once_and_stays_shared(
-    tmp_path: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer
-) -> None:
+def test_a_shared_tower_is_saved_once_and_stays_shared(tmp_path, tokenizer):
     for shared in (True, False):
-        checkpoints.save(dual(tiny_config, tokenizer, shared=shared), tmp_path / str(shared))
+        checkpoints.save(toy.dual(tokenizer, shared=shared), tmp_path / str(shared))
     one, two = (load_file(tmp_path / str(shared) / "model.safetensors") for shared in (True, False))
     assert len(two) == 2 * len(one)
     assert {name.split(".")[0] for name in one} == {"query"}
     assert checkpoints.load(tmp_path / "True").network.shared
 
 
-def test_a_folder_holds_four_plain_files(saved: Path) -> None:
-    assert {path.name for path in saved.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "vocab.txt",
-        "README.md",
-    }
+def test_a_folder_holds_four_plain_files_and_nothing_is_unpickled(saved, monkeypatch):
+    assert contents(saved).keys() == {"config.json", "model.safetensors", "vocab.txt", "README.md"}
 
-
-def test_nothing_is_unpickled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("unpickled")
 
@@ -107,20 +75,26 @@ def test_nothing_is_unpickled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> N
     checkpoints.load(saved)
 
 
-def test_the_card_tells_sizes_and_what_it_is_given(
-    tmp_path: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer
-) -> None:
-    checkpoints.save(cross(tiny_config, tokenizer), tmp_path / "one", card="RR@10 0.5 on **dev**")
+def test_the_card_tells_sizes_and_what_it_is_given(tmp_path, tokenizer):
+    checkpoints.save(toy.cross(tokenizer), tmp_path / "one", card="RR@10 0.5 on **dev**")
     card = (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("# Cross encoder\n")
-    assert "2 layers, 32 hidden units" in card
+    assert "2 layers, 16 hidden units" in card
     assert "RR@10 0.5 on **dev**" in card
 
 
-def test_the_digest_names_the_parameters(
-    tmp_path: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer
-) -> None:
-    one, other = dual(tiny_config, tokenizer), dual(tiny_config, tokenizer)
+def test_loading_for_training_sets_dropout_and_recompute(saved):
+    network = checkpoints.load(saved, dropout=0.25, use_recompute=True).network
+    assert network.query.dropout.p == 0.25
+    assert network.query.layers[0].attention.dropout == 0.25
+    assert network.passage.use_recompute
+
+
+# Digests ----------------------------------------------------------------------------------------
+
+
+def test_the_digest_names_the_parameters(tmp_path, tokenizer):
+    one, other = toy.dual(tokenizer), toy.dual(tokenizer)
     for name, checkpoint in (("a", one), ("b", one), ("c", other)):
         checkpoints.save(checkpoint, tmp_path / name, card=name)
     checkpoints.save(checkpoints.load(tmp_path / "a"), tmp_path / "again")
@@ -129,21 +103,35 @@ def test_the_digest_names_the_parameters(
     assert len(digests[0]) == 16 and int(digests[0], 16) >= 0
 
 
-def test_loading_for_training_sets_dropout_and_recompute(saved: Path) -> None:
-    network = checkpoints.load(saved, dropout=0.25, use_recompute=True).network
-    assert network.query.dropout.p == 0.25
-    assert network.query.layers[0].attention.dropout == 0.25
-    assert network.passage.use_recompute
+def counted(network: DualEncoder | CrossEncoder) -> DualEncoder | CrossEncoder:
+    """A network whose every parameter counts up from 0 in sixteenths, which float32 holds exactly."""
+    arrays = parameters.to_arrays(network).items()
+    numbers = {n: np.arange(a.size, dtype=np.float32).reshape(a.shape) / 16 for n, a in arrays}
+    parameters.load_arrays(network, numbers, "numbers")
+    return network
+
+
+def test_digests_stay_the_same_from_version_to_version(tmp_path):
+    """Indexes and runs on the disk name models by them."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "moon"]) + "\n")
+    tokenizer, sizes = Tokenizer(tmp_path / "vocab.txt"), ErnieConfig(6, 4, 1, 2, 8, 16, 2)
+    dual = Checkpoint(counted(DualEncoder(sizes, temperature=0.5)), tokenizer, {"query": 8, "passage": 16})
+    cross = Checkpoint(counted(CrossEncoder(sizes, head="classes")), tokenizer, {"pair": 16})
+    assert dual.digest() == initial.fingerprint(dual) == "28e9bd1b53a26d55"
+    assert cross.digest() == initial.fingerprint(cross) == "031ca72a9d976734"
+
+    encoder = parameters.to_arrays(dual.network.query)
+    head = {n: a for n, a in parameters.to_arrays(cross.network).items() if not n.startswith("ernie.")}
+    plain = EncoderWeights(sizes, encoder, tokenizer.path)
+    classifier = EncoderWeights(sizes, encoder, tokenizer.path, False, "classes", head)
+    assert initial.fingerprint(plain) == "2b2be66a4ba0f895"
+    assert initial.fingerprint(classifier) == "642b0449fe268950"
 
 
 # Whole or not at all ----------------------------------------------------------------------------
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_an_error_while_writing_leaves_the_old_folder_whole(saved: Path) -> None:
+def test_an_error_while_writing_leaves_the_old_folder_whole(saved):
     before = contents(saved)
     with pytest.raises(KeyboardInterrupt), storage.replacing(saved, marker="config.json") as new:
         (new / "config.json").write_text("half")
@@ -152,21 +140,19 @@ def test_an_error_while_writing_leaves_the_old_folder_whole(saved: Path) -> None
     checkpoints.load(saved)
 
 
-def test_a_failed_save_leaves_the_old_folder_whole(
-    saved: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_the_old_folder_whole(saved, tokenizer, monkeypatch):
     before = contents(saved)
 
     def disk_full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoints, "save_file", disk_full)
+    monkeypatch.setattr(checkpoint_folder, "save_file", disk_full)
     with pytest.raises(OSError, match="no space left"):
-        checkpoints.save(dual(tiny_config, tokenizer), saved)
+        checkpoints.save(toy.dual(tokenizer), saved)
     assert contents(saved) == before
 
 
-def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_of_other_things_is_not_replaced(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("years")
     with (
@@ -177,7 +163,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path / "work") == {"thesis.txt": b"years"}
 
 
-def test_leftovers_of_a_failed_save_do_not_reach_the_next(saved: Path) -> None:
+def test_leftovers_of_a_failed_save_do_not_reach_the_next(saved):
     with pytest.raises(RuntimeError), storage.replacing(saved, marker="config.json") as new:
         (new / "junk").write_text("x")
         raise RuntimeError
@@ -205,10 +191,8 @@ def cut_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("then", ["load", "save"])
-def test_a_cut_off_around_the_renames_loses_nothing(
-    saved: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer, number: int, then: str
-) -> None:
-    before, other = contents(saved), dual(tiny_config, tokenizer)
+def test_a_cut_off_around_the_renames_loses_nothing(saved, tokenizer, number, then):
+    before, other = contents(saved), toy.dual(tokenizer)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
         cut_at_rename(patch, number)
         checkpoints.save(other, saved)
@@ -221,10 +205,8 @@ def test_a_cut_off_around_the_renames_loses_nothing(
         np.testing.assert_array_equal(outputs(checkpoints.load(saved)), outputs(other))
 
 
-def test_a_cut_off_after_the_renames_keeps_the_new_folder(
-    saved: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer
-) -> None:
-    new = dual(tiny_config, tokenizer)
+def test_a_cut_off_after_the_renames_keeps_the_new_folder(saved, tokenizer):
+    new = toy.dual(tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage.shutil, "rmtree", lambda *args, **kwargs: None)
         checkpoints.save(new, saved)
@@ -234,23 +216,19 @@ def test_a_cut_off_after_the_renames_keeps_the_new_folder(
     assert not (saved.parent / ".saved.old").exists()
 
 
-def test_a_relative_folder_is_as_good_as_any(
-    saved: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_folder_is_as_good_as_any(saved, tokenizer, monkeypatch):
     monkeypatch.chdir(saved.parent)
-    checkpoints.save(dual(tiny_config, tokenizer), "plain")
-    assert checkpoints.load("plain").lengths == {"query": 8, "passage": 20}
+    checkpoints.save(toy.dual(tokenizer), "plain")
+    assert checkpoints.load("plain").lengths == {"query": 12, "passage": 20}
     monkeypatch.chdir(saved)
-    assert checkpoints.load(".").lengths == {"query": 8, "passage": 20}
+    assert checkpoints.load(".").lengths == {"query": 12, "passage": 20}
 
 
-def test_a_link_to_a_folder_can_be_replaced_twice(
-    saved: Path, tiny_config: ErnieConfig, tokenizer: Tokenizer
-) -> None:
+def test_a_link_to_a_folder_can_be_replaced_twice(saved, tokenizer):
     link = saved.with_name("link")
     link.symlink_to(saved)
     for _ in range(2):
-        new = dual(tiny_config, tokenizer)
+        new = toy.dual(tokenizer)
         checkpoints.save(new, link)
         np.testing.assert_array_equal(outputs(checkpoints.load(link)), outputs(new))
 
@@ -258,7 +236,7 @@ def test_a_link_to_a_folder_can_be_replaced_twice(
 # What is refused --------------------------------------------------------------------------------
 
 
-def test_no_checkpoint_there(tmp_path: Path) -> None:
+def test_no_checkpoint_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere/config.json: not there; expected a checkpoint"):
         checkpoints.load(tmp_path / "nowhere")
     assert not checkpoints.is_checkpoint(tmp_path / "nowhere")
@@ -273,19 +251,19 @@ def test_no_checkpoint_there(tmp_path: Path) -> None:
         ('{"format_version": 99}', "format 99, this version reads 1: upgrade"),
     ],
 )
-def test_a_config_that_cannot_be_read_is_named(saved: Path, text: str, problem: str) -> None:
+def test_a_config_that_cannot_be_read_is_named(saved, text, problem):
     (saved / "config.json").write_text(text)
     with pytest.raises(ValueError, match=rf"saved/config.json: .*{problem}"):
         checkpoints.load(saved)
 
 
-def test_the_wrong_kind_is_refused(saved: Path) -> None:
+def test_the_wrong_kind_is_refused(saved):
     checkpoints.load(saved, kind="dual_encoder")
     with pytest.raises(ValueError, match="saved is a dual_encoder, expected a cross_encoder"):
         checkpoints.load(saved, kind="cross_encoder")
 
 
-def test_parameters_that_do_not_fit_are_all_listed(saved: Path) -> None:
+def test_parameters_that_do_not_fit_are_all_listed(saved):
     arrays = load_file(saved / "model.safetensors")
     del arrays["query.norm.bias"]
     arrays["query.extra"] = np.zeros(3, np.float32)
@@ -294,14 +272,14 @@ def test_parameters_that_do_not_fit_are_all_listed(saved: Path) -> None:
     with pytest.raises(ValueError) as error:
         checkpoints.load(saved)
     text = str(error.value)
-    assert "missing query.norm.bias [32]" in text
+    assert "missing query.norm.bias [16]" in text
     assert "left over query.extra [3]" in text
-    assert "passage.norm.weight is [7], expected [32]" in text
+    assert "passage.norm.weight is [7], expected [16]" in text
     assert text.count("\n") == 3
 
 
-def test_parameters_that_do_not_fit_change_nothing(tiny_config: ErnieConfig) -> None:
-    network = DualEncoder(tiny_config)
+def test_parameters_that_do_not_fit_change_nothing(tokenizer):
+    network = toy.dual(tokenizer).network
     arrays = {name: array + 1 for name, array in parameters.to_arrays(network).items()}
     before = network.query.norm.bias.numpy().copy()
     with pytest.raises(ValueError, match="left over x"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -47,33 +48,35 @@ def sequences(sizes: Sizes, rng: np.random.Generator, lengths: list[int]) -> lis
 @pytest.mark.parametrize("lengths", [[7, 7, 7], [20, 3, 11, 1]], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("sizes", NETWORKS)
 class TestOracle:
-    @pytest.mark.parametrize("normalize, temperature", [(False, 1.0), (True, 0.05), (False, 4.0)])
-    @pytest.mark.parametrize("pooling", ["cls", "mean"])
-    def test_dual_encoder_vectors(
-        self, sizes: Sizes, lengths: list[int], pooling: str, normalize: bool, temperature: float
-    ) -> None:
+    def test_dual_encoder_vectors(self, sizes, lengths):
         rng = np.random.default_rng(7)
         towers = [reference.random_variables(sizes, rng) for _ in range(2)]
-        network = DualEncoder(
-            toy.ernie_config(sizes), pooling=pooling, normalize=normalize, temperature=temperature
-        )
+        network = DualEncoder(toy.ernie_config(sizes))
         fill(network.query, towers[0], sizes)
         fill(network.passage, towers[1], sizes)
         rows = sequences(sizes, rng, lengths)
         batch = collate(rows, pad_id=1)
         assert (batch.mask is None) == (len(set(lengths)) == 1)
 
-        for variables, encode, divisor in (
-            (towers[0], network.encode_queries, 1.0),
-            (towers[1], network.encode_passages, temperature),
+        states = [[reference.ernie(variables, sizes, row) for row in rows] for variables in towers]
+        for pooling, (normalize, temperature) in product(
+            ["cls", "mean"], [(False, 1), (True, 0.05), (False, 4)]
         ):
-            states = [reference.ernie(variables, sizes, row) for row in rows]
-            expected = np.stack([s[0] if pooling == "cls" else s.mean(axis=0) for s in states])
+            network.pooling, network.normalize, network.temperature = pooling, normalize, temperature
+            queries, passages = (
+                np.stack([s[0] if pooling == "cls" else s.mean(axis=0) for s in side]) for side in states
+            )
             if normalize:
-                expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-            np.testing.assert_allclose(encode(batch).numpy(), expected / divisor, rtol=1e-5, atol=1e-5)
+                queries, passages = (
+                    v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (queries, passages)
+                )
+            for found, expected in (
+                (network.encode_queries(batch), queries),
+                (network.encode_passages(batch), passages / temperature),
+            ):
+                np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
 
-    def test_cross_encoder_logit(self, sizes: Sizes, lengths: list[int]) -> None:
+    def test_cross_encoder_logit(self, sizes, lengths):
         rng = np.random.default_rng(8)
         variables = reference.random_variables(sizes, rng)
         variables["qtp__cls_out_w"] = rng.standard_normal((sizes.hidden, 1)).astype(np.float32)
@@ -89,7 +92,7 @@ class TestOracle:
         scores = network(collate(rows, pad_id=1)).numpy()
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
-    def test_cross_encoder_classes(self, sizes: Sizes, lengths: list[int]) -> None:
+    def test_cross_encoder_classes(self, sizes, lengths):
         rng = np.random.default_rng(9)
         h, variables = sizes.hidden, reference.random_variables(sizes, rng)
         for name, shape in {
@@ -166,12 +169,12 @@ def gradients(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def sample() -> Sample:
+def sample():
     return Sample(SAMPLE)
 
 
 @needs_sample
-def test_sample_word_pieces(sample: Sample) -> None:
+def test_sample_word_pieces(sample):
     tokens = sample.json("tokens.json")
     assert tokens
     tokenizer = sample.model("de0").checkpoint.tokenizer
@@ -181,7 +184,7 @@ def test_sample_word_pieces(sample: Sample) -> None:
 @needs_sample
 @pytest.mark.parametrize("chinese", ["", "_cn"])
 @pytest.mark.parametrize("shared", [0, 1])
-def test_sample_vectors(sample: Sample, shared: int, chinese: str) -> None:
+def test_sample_vectors(sample, shared, chinese):
     model, texts = sample.model(f"de{shared}{chinese}"), sample.texts
     given = {
         "q": model.encode_query(texts["query"]),
@@ -196,18 +199,18 @@ def test_sample_vectors(sample: Sample, shared: int, chinese: str) -> None:
 @needs_sample
 @pytest.mark.parametrize("chinese", ["", "_cn"])
 @pytest.mark.parametrize("name", ["ce", "cej"])
-def test_sample_rerankers(sample: Sample, name: str, chinese: str) -> None:
+def test_sample_rerankers(sample, name, chinese):
     texts = sample.texts
     given = sample.model(name + chinese).matching(texts["query"], texts["para"], texts["title"])
     np.testing.assert_allclose(given, sample.expected[f"{name}{chinese}"], rtol=1e-4, atol=1e-4)
 
 
 @needs_sample
-def test_sample_joint_loss_and_gradients(sample: Sample, tmp_path: Path) -> None:
+def test_sample_joint_loss_and_gradients(sample, tmp_path):
     values = sample.json("de0.json")
     for key in ("conf", "vocab", "checkpoint"):
         values[f"model_{key}_path"] = str(sample.folder / values[f"model_{key}_path"])
-    values["model_checkpoint_path"] = str(sample.folder / "joint_params")  # it holds the retriever, too
+    values["model_checkpoint_path"] = str(sample.folder / "joint_params")  # it holds the retriever as well
     (tmp_path / "retriever.json").write_text(json.dumps(values))
     retriever = load_model(tmp_path / "retriever.json").checkpoint
     reranker = sample.model("cej").checkpoint
@@ -235,7 +238,7 @@ def test_sample_joint_loss_and_gradients(sample: Sample, tmp_path: Path) -> None
 
 @needs_sample
 @pytest.mark.parametrize("name, alpha", [("inbatch_shared", 0.0), ("pair", 0.1)])
-def test_sample_in_batch_losses(sample: Sample, name: str, alpha: float) -> None:
+def test_sample_in_batch_losses(sample, name, alpha):
     retriever, expected = sample.model("de1").checkpoint, sample.expected
     queries, positives, negatives = sample.triples()
     q = forward.query_vectors(retriever, [Group(query, (), ()) for query in queries])

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
+import shutil
+from functools import partial
+from pathlib import Path
 
 import pytest
+import running
 import toy
 import yaml
-from test_rocketqa import forbid
-from test_rocketqav2 import folder_of
+from running import read
 
-from rocketqa_paddle import checkpoints
-from rocketqa_paddle.commands import cli, compare
-from rocketqa_paddle.data import formats
-from rocketqa_paddle.evaluation import metrics
-from rocketqa_paddle.search import retrieval
-from rocketqa_paddle.search.retrieval import CorpusIndex
-from rocketqa_paddle.settings import (
-    SYSTEMS,
-    CompareSettings,
-    DataSettings,
-    OptimizerSettings,
-    RerankerSettings,
-    RerankerWarmupSettings,
-    RetrieverSettings,
-    RunSettings,
-)
-from rocketqa_paddle.systems.rocketqav2.run import JointRun
+from rocketqa_paddle import checkpoints, losses
+from rocketqa_paddle.commands import cli
+from rocketqa_paddle.commands import compare as command
+from rocketqa_paddle.commands.comparison.settings import CompareSettings, folder_name, row_settings
+from rocketqa_paddle.commands.comparison.walk import walk
+from rocketqa_paddle.evaluation import metrics, plots
+from rocketqa_paddle.networks import forward
+from rocketqa_paddle.runs.run import Run
+from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.settings import DataSettings, OptimizerSettings, RerankerWarmUpSettings, RunSettings
+from rocketqa_paddle.systems import SYSTEMS
 from rocketqa_paddle.training.trainer import Trainer
 
 FAST = {"learning_rate": 1e-3}
@@ -68,20 +64,22 @@ ROWS = {
         "finetuning": {"batch_size": 8, "optimizer": FAST},
     },
 }
-LAST = {"RocketQAv2": "round-002", "AR2": "round-002", "RocketQA": "step4", "PAIR": "finetuning"}
+TRAINED = {  # by row: its trainings, in order
+    "RocketQAv2": ["round-001 retriever and reranker", "round-002 retriever and reranker"],
+    "AR2": [f"round-{number} {kind}" for number in ("001", "002") for kind in ("reranker", "retriever")],
+    "RocketQA": ["step3 retriever", "step4 retriever"],
+    "PAIR": ["pretraining retriever", "finetuning retriever"],
+}
 
 
 def make(output, data, **changes) -> CompareSettings:
-    """Of a comparison that takes some seconds. `changes` replace whole sections."""
-    shared = toy.settings(output, data)
-    sections = {name: getattr(shared, name) for name in ("warmup_retriever", "evaluation")}
-    sections |= {
-        "data": DataSettings(folder=str(data), tests=["test"], unlabelled="train", max_train_queries=25),
-        "retriever": RetrieverSettings(
-            start="tiny", shared=True, pooling="mean", query_length=12, passage_length=20
-        ),
-        "reranker": RerankerSettings(start="tiny", length=28, dropout=0.0),
-        "warmup_reranker": RerankerWarmupSettings(  # long enough to tell a few positives from candidates
+    """Return settings of a comparison that takes some seconds. `changes` replace whole sections."""
+    shared = running.rocketqa(output, data)
+    sections = {
+        **{name: getattr(shared, name) for name in ("data", "retriever", "reranker")},
+        "evaluation": dataclasses.replace(shared.evaluation, init=True),
+        "warmup_retriever": running.rocketqav2(output, data).warmup_retriever,
+        "warmup_reranker": RerankerWarmUpSettings(  # long enough to tell a few positives from candidates
             batch_size=4, steps=40, negatives=3, optimizer=OptimizerSettings(learning_rate=3e-3)
         ),
         "steps": STEPS,
@@ -90,94 +88,153 @@ def make(output, data, **changes) -> CompareSettings:
     return CompareSettings(output=str(output), **(sections | changes))
 
 
+def compare(settings) -> None:
+    """Compare, without the pictures of the single runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot_curves", lambda lines, path: path.write_bytes(b"a picture"))
+        command.compare(settings)
+
+
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def encoded():
+    """The digests of the models that encoded the corpus; `whole` fills it."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    """The trainers by their names, in order; `whole` fills it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory, encoded, trainers):
     """The settings of a comparison that nothing interrupted."""
     settings = make(tmp_path_factory.mktemp("whole") / "run", data)
-    compare.compare(settings)
+    original = forward.encode_passages
+
+    def spy(checkpoint, *columns, **keywords):
+        encoded.append(checkpoint.digest())
+        return original(checkpoint, *columns, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch, running.spied() as made:
+        patch.setattr(forward, "encode_passages", spy)
+        compare(settings)
+    trainers.update(made)
     return settings
 
 
-def folder(settings, row):
-    return folder_of(settings) / CompareSettings.folder_name(row)
+@pytest.fixture
+def copied(whole, tmp_path):
+    """The same comparison in a folder that a test may change."""
+    return running.copied(whole, tmp_path / "run")
 
 
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+def row_of(settings, row):
+    """Return settings by which helpers find the files of a row."""
+    return dataclasses.replace(settings, output=str(Path(settings.output) / folder_name(row)))
 
 
-def digest(path) -> str:
-    return checkpoints.load(path).digest()
+def trained(row) -> list[str]:
+    """The full names of a row's trainings, in order."""
+    return [f"{folder_name(row)}/{name}" for name in TRAINED[row]]
+
+
+def rehearse(settings):
+    """Walk through a comparison without computing anything.
+
+    Returns:
+        The plan, and by row the run and the settings that its system is handed.
+    """
+    handed, rows = {}, {row: row_settings(settings, row) for row in settings.systems}
+
+    def spy(run, own, system):
+        handed[run.walk.row] = run, own  # the second call replaces the first, which only counts trainings
+        system.train(run, own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, system in SYSTEMS.items():
+            patch.setitem(SYSTEMS, name, dataclasses.replace(system, train=partial(spy, system=system)))
+        plan = Run(settings).rehearse(partial(walk, settings=settings, rows=rows))
+    return plan, {row: handed[folder_name(row)] for row in rows}
 
 
 # What it does -------------------------------------------------------------------------------------
 
 
 def test_every_row_is_a_whole_run(whole):
-    assert {path.name for path in folder_of(whole).iterdir()} == {
-        *(".lock", "config.yaml", "report.md", "curves.png", "warm-up"),
-        *(CompareSettings.folder_name(row) for row in ROWS),
-    }
-    for row in ["warm-up", *ROWS]:
-        for part in ("best/retriever", "best/reranker", "best/index", "report.md", "config.yaml"):
-            assert (folder(whole, row) / part).exists(), (row, part)
-    assert yaml.safe_load((folder_of(whole) / "config.yaml").read_text()) == dataclasses.asdict(whole)
+    folder = Path(whole.output)
+    rows = {folder_name(row) for row in ROWS}
+    files = {".lock", "config.yaml", "report.md", "curves.png", "steps.md", "metrics.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {*files, "initial", "warm-up", "best", *rows}
+    for row in ["", *rows]:
+        for part in ("best/retriever", "best/reranker", "best/index", "steps.md", "metrics.jsonl"):
+            assert (folder / row / part).exists(), (row, part)
+    for row in ["warm-up", *rows]:
+        assert (folder / row / "report.md").exists(), row
+    assert "| initial checkpoint " in running.text(whole, "warm-up/report.md")
+    assert yaml.safe_load(running.text(whole, "config.yaml")) == dataclasses.asdict(whole)
+    assert (folder / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("row", ["", *ROWS])
+def test_every_row_has_a_search_engine_of_its_best_models(whole, row):
+    run = row_of(whole, row)
+    for kind in ("retriever", "reranker"):
+        place = Path(whole.output) / running.best_step(run, kind) / kind
+        kept = checkpoints.load(Path(run.output) / "best" / kind)
+        assert kept.digest() == checkpoints.load(place).digest()
+        if kind == "retriever":
+            assert len(VectorIndex.load(Path(run.output) / "best/index", kept.digest())) == 60
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_all_systems_begin_with_the_same_models(whole, row):
-    first = {"RocketQA": ("step1", "step2"), "PAIR": ("teacher_retriever", "teacher_reranker")}.get(
-        row, ("warm-up", "warm-up")
-    )
-    for model, stage in zip(("retriever", "reranker"), first, strict=True):
-        theirs = digest(folder(whole, "warm-up") / "warm-up" / model)
-        assert digest(folder(whole, row) / stage / model) == theirs
-    assert digest(folder(whole, row) / LAST[row] / "retriever") != digest(
-        folder(whole, "warm-up") / "warm-up" / "retriever"
-    )
+def test_all_systems_begin_with_the_same_models(whole, trainers, row):
+    """They take the warm-up's models as they are, and keep no copies of them."""
+    names = trained(row)
+    for kind in ("retriever", "reranker"):
+        if mine := [trainers[name] for name in names if kind in trainers[name].began_with]:
+            running.check_weights(mine[0].began_with[kind], Path(whole.output) / "warm-up" / kind)
+    warmed_up = running.digests(whole)
+    kept = running.digests(row_of(whole, row))
+    assert {Path(place).parent.name for place in kept} == {name.split()[0] for name in TRAINED[row]}
+    assert not {warmed_up[f"warm-up/{kind}"] for kind in ("retriever", "reranker")} & {*kept.values()}
+
+
+def test_nothing_but_the_warm_up_and_the_rows_is_trained(whole, trainers):
+    expected = ["warm-up retriever", "warm-up reranker", *(name for row in ROWS for name in trained(row))]
+    assert list(trainers) == expected
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_all_systems_take_as_many_steps(whole, row):
-    rows = [json.loads(line) for line in (folder(whole, row) / "metrics.jsonl").read_text().splitlines()]
     taken: dict[str, int] = {}
-    for line in rows:
+    for line in running.log(row_of(whole, row)):
         taken[line["stage"]] = max(taken.get(line["stage"], 0), line.get("step", 0))
     assert sum(taken.values()) == STEPS
+    assert {stage.split("/")[0] for stage in taken} == {folder_name(row)}  # losses and measures
     if row == "AR2":  # in the proportion of its settings
-        assert [taken[f"round-001 {model}"] for model in ("reranker", "retriever")] == [1, 3]
+        assert [taken[f"ar2/round-001 {kind}"] for kind in ("reranker", "retriever")] == [1, 3]
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_all_systems_have_the_same_data_and_seed(whole, row):
-    ours, theirs = (yaml.safe_load((folder(whole, r) / "config.yaml").read_text()) for r in (row, "warm-up"))
-    for name in {field.name for field in dataclasses.fields(RunSettings)} - {"output", "evaluation"}:
-        assert (
-            {**ours[name], "start": None} == {**theirs[name], "start": None}
-            if name
-            in (
-                "retriever",
-                "reranker",
-            )
-            else ours[name] == theirs[name]
-        )
-    assert {**ours["evaluation"], "start": None} == {**theirs["evaluation"], "start": None}
+def test_all_systems_have_the_same_data_networks_and_seed(whole):
+    _, handed = rehearse(whole)
+    assert list(handed) == list(ROWS)
+    shared = {field.name for field in dataclasses.fields(RunSettings)} - {"evaluation"}
+    for run, own in handed.values():
+        for settings in (run.settings, own):  # of the run, and with the steps that are shared out
+            assert {n: getattr(settings, n) for n in shared} == {n: getattr(whole, n) for n in shared}
+            assert settings.evaluation == dataclasses.replace(whole.evaluation, init=False, bm25=False)
 
 
-def test_the_warm_ups_index_is_used_by_all(data, tmp_path, monkeypatch):
-    """Its vectors are those of every system's first stage: the corpus is encoded once for all of them."""
-    encoded, original = [], CorpusIndex.__init__
-
-    def spy(self, checkpoint, passages, **keywords):
-        encoded.append(checkpoint.digest())
-        original(self, checkpoint, passages, **keywords)
-
-    monkeypatch.setattr(CorpusIndex, "__init__", spy)
-    settings = make(tmp_path / "run", data, systems={row: ROWS[row] for row in ("RocketQAv2", "AR2")})
-    compare.compare(settings)
-    warm = digest(tmp_path / "run/warm-up/warm-up/retriever")
-    assert encoded.count(warm) == 1
-    assert len(encoded) == 1 + 1 + 2 + 2  # start weights, warm-up, two rounds each
+def test_the_corpus_is_encoded_once_for_the_warm_up(whole, encoded):
+    """Its vectors are those with which every system's first step searches, and those of `best/`."""
+    folder = Path(whole.output)
+    found = {path.name for path in (folder / "warm-up").glob("hits.*.train.round-001.tsv")}
+    assert found == {f"hits.{row}.train.round-001.tsv" for row in ("ar2", "rocketqav2")}
+    assert (folder / "warm-up/hits.rocketqa.train.labelled.tsv").stat().st_size
+    assert encoded.count(checkpoints.load(folder / "warm-up/retriever").digest()) == 1
+    assert len(encoded) == 1 + 1 + 4 * 2  # the initial checkpoint, the warm-up, two trainings of every row
 
 
 # What it tells ------------------------------------------------------------------------------------
@@ -192,103 +249,109 @@ def tables(text) -> dict[str, list[list[str]]]:
     return found
 
 
-def test_the_report_holds_what_the_runs_give(whole):
-    found = tables((folder_of(whole) / "report.md").read_text())
-    qrels = toy.collection().splits["test"].qrels
-    title = "**test**, 10 queries over 60 passages"
-    for name, of in {
-        f"{title}: retrievers": lambda run, best: run / best["retriever"] / "hits.test.tsv",
-        f"{title}: re-rankers over the 10 best of these": lambda run, best: (
-            run / "best" / f"{best['reranker']}.over.{best['retriever']}.test.tsv"
-        ),
-    }.items():
-        head, *rows = found[name]
-        assert head == ["system", "RR@10 (MRR@10)", "Success@5 (R@5)", "RR@10 against warm-up"]
-        assert [row[0] for row in rows] == ["warm-up", *ROWS]
-        runs = {
-            row: formats.read_run(of(folder(whole, row), read(folder(whole, row) / "best/stages.json")))
-            for row in ["warm-up", *ROWS]
-        }
-        for row, *cells in rows:
-            values = metrics.evaluate(qrels, runs[row], ["RR@10", "Success@5"])
-            assert [float(cell) for cell in cells[:2]] == pytest.approx(list(values.values()), abs=6e-4)
-            if row == "warm-up":
-                assert cells[2] == ""
-            else:
-                result = metrics.compare(qrels, runs[row], runs["warm-up"], "RR@10")
-                assert cells[2] == f"{result.difference:+.3f} (p = {result.p_value:.2g})"
+@pytest.mark.parametrize(
+    ("what", "file"),
+    [
+        ("retrievers", "{retriever}/hits.test.tsv"),
+        ("re-rankers over the 10 best of these", "{reranker}/reranked.{retriever}.test.tsv"),
+    ],
+)
+def test_the_report_holds_what_the_runs_give(whole, what, file):
+    head, *rows = tables(running.text(whole, "report.md"))[f"**test**, 10 queries over 60 passages: {what}"]
+    assert head == ["system", "RR@10 (MRR@10)", "Success@5 (R@5)", "RR@10 against warm-up"]
+    assert [row[0] for row in rows] == ["warm-up", *ROWS]
+    qrels, found = toy.collection().splits["test"].qrels, {}
+    for row, *cells in rows:
+        run = whole if row == "warm-up" else row_of(whole, row)
+        best = {kind: running.best_step(run, kind) for kind in ("retriever", "reranker")}
+        if "reranked" in file:
+            best["retriever"] = best["retriever"].replace("/", ".")
+        found[row] = read(whole, file.format(**best))
+        values = metrics.evaluate(qrels, found[row], running.MEASURES)
+        assert [float(cell) for cell in cells[:2]] == pytest.approx(list(values.values()), abs=6e-4)
+        each = (metrics.evaluate_queries(qrels, found[r], ["RR@10"])["RR@10"] for r in (row, "warm-up"))
+        result = metrics.compare(*each)
+        told = f"{result.difference:+.3f} (p = {result.p_value:.2g})" if row != "warm-up" else ""
+        assert cells[2] == told
 
 
-def test_dev_after_every_stage(whole):
-    found = tables((folder_of(whole) / "report.md").read_text())
-    names = [
-        row[0]
-        for row in found["**dev** after every stage, and so many steps after the warm-up: retrievers"][1:]
-    ]
-    assert names == [
+def test_dev_after_every_step_and_what_was_computed(whole):
+    found = tables(running.text(whole, "report.md"))
+    title = "**dev** after every step, and so many optimizer steps after the warm-up: "
+    assert [row[0] for row in found[f"{title}retrievers"][1:]] == [
         "warm-up",
         *("RocketQAv2, round-001 (4 steps)", "RocketQAv2, round-002 (8 steps)"),
         *("AR2, round-001 (4 steps)", "AR2, round-002 (8 steps)"),
         *("RocketQA, step 3 (M_D1) (4 steps)", "RocketQA, step 4 (M_D2) (8 steps)"),
         *("PAIR, stage 1 (pre-training) (4 steps)", "PAIR, stage 2 (fine-tuning) (8 steps)"),
     ]
-    title = "**dev** after every stage, and so many steps after the warm-up: re-rankers"
-    title += " over the best of the warm-up's retriever"
-    assert len(found[title]) == 1 + 1 + 2 + 2  # RocketQA and PAIR train none
-    costs = found["Computed after the warm-up, about:"]
-    assert [row[:2] for row in costs[1:]] == [[row, "8"] for row in ROWS]
-    texts = {row: int(cells[0].replace(",", "")) for row, _, *cells in costs[1:]}
+    rerankers = found[f"{title}re-rankers over the best of the warm-up's retriever"]
+    assert len(rerankers) == 1 + 1 + 2 + 2  # RocketQA and PAIR train none
+    costs = {row: cells for row, *cells in found["Computed after the warm-up, about:"][1:]}
+    assert {row: cells[0] for row, cells in costs.items()} == dict.fromkeys(ROWS, "8")
+    texts = {row: int(cells[1].replace(",", "")) for row, cells in costs.items()}
     assert texts == {"RocketQAv2": 8 * 4 * 5, "AR2": 6 * 4 * 5, "RocketQA": 8 * 8 * 4, "PAIR": 8 * 8 * 4}
-    assert (folder_of(whole) / "curves.png").stat().st_size > 1000
 
 
 # Again --------------------------------------------------------------------------------------------
 
 
 def test_again_computes_nothing(whole, monkeypatch):
-    before = (folder_of(whole) / "report.md").read_text()
-    forbid(monkeypatch, (Trainer, "fit"), (CorpusIndex, "__init__"), (retrieval, "_infer"))
-    compare.compare(whole)
-    assert (folder_of(whole) / "report.md").read_text() == before
+    before = running.text(whole, "report.md")
+    running.forbid(monkeypatch, running.NETWORKS)
+    compare(whole)
+    assert running.text(whole, "report.md") == before
 
 
-def test_another_baseline_and_a_changed_row(data, tmp_path, monkeypatch):
-    rows = {row: ROWS[row] for row in ("RocketQAv2", "AR2")}
-    settings = make(tmp_path / "run", data, systems=rows)
-    compare.compare(settings)
-    old = digest(tmp_path / "run" / "rocketqav2" / "round-002" / "retriever")
-    trained, fit = [], Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda self: (trained.append(self.stage), fit(self))[1])
+def test_another_baseline_and_a_changed_row(copied, whole):
+    """The changed row alone is trained again; the reports tell of it."""
     released = {**ROWS["AR2"]["adversarial"], "loss": {"normalization": "released"}}
-    rows = {**rows, "AR2": {"system": "ar2", "adversarial": released}}
-    compare.compare(dataclasses.replace(settings, systems=rows, baseline="AR2"))
-    assert {stage.split()[0] for stage in trained} == {"round-001", "round-002"}
-    assert len(trained) == 4  # both models of both rounds of AR2, and nothing else
-    assert digest(tmp_path / "run" / "rocketqav2" / "round-002" / "retriever") == old
-    found = tables((tmp_path / "run" / "report.md").read_text())
-    head, *lines = found["**test**, 10 queries over 60 passages: retrievers"]
+    rows = {**ROWS, "AR2": {"system": "ar2", "adversarial": released}}
+    with running.spied() as trainers:
+        compare(dataclasses.replace(copied, systems=rows, baseline="AR2"))
+    assert {name.split("/")[0] for name in trainers} == {"ar2"}
+    assert running.retrained(whole, copied) == set()
+    for row in ("RocketQAv2", "RocketQA", "PAIR"):
+        assert running.retrained(row_of(whole, row), row_of(copied, row)) == set()
+    assert running.retrained(row_of(whole, "AR2"), row_of(copied, "AR2")) == {"round-001", "round-002"}
+    head, *lines = tables(running.text(copied, "report.md"))[
+        "**test**, 10 queries over 60 passages: retrievers"
+    ]
     assert head[-1] == "RR@10 against AR2"
-    assert [line[0] for line in lines] == ["AR2", "warm-up", "RocketQAv2"]
+    assert [line[0] for line in lines] == ["AR2", "warm-up", "RocketQAv2", "RocketQA", "PAIR"]
 
 
-def test_two_processes(data, tmp_path):
-    rows = {row: ROWS[row] for row in ("RocketQAv2", "AR2")}
-    settings = make(tmp_path / "run", data, systems=rows)
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings)), encoding="utf-8")
-    command = toy.FLEETRUN.with_name("rocketqa")
-    done = toy.run(
-        *(toy.FLEETRUN, "--nproc_per_node", "2", "--log_dir", tmp_path / "log"),
-        *(command, "compare", "--config", "my.yaml"),
-        cwd=tmp_path,
-    )
-    logs = [path.read_text() for path in sorted((tmp_path / "log").glob("workerlog.*"))]
-    assert done.returncode == 0, "\n".join(log[-3000:] for log in logs)
-    assert (tmp_path / "run" / "report.md").read_text().strip() in logs[0]
-    assert "| system" not in logs[1]
-    assert (folder(settings, "AR2") / "round-002" / "retriever").is_dir()
+@pytest.mark.parametrize(
+    ("stop", "steps_left"),
+    [
+        pytest.param(running.kill_before(Trainer, "_take_step", 5), [1, 3], id="killed in the second round"),
+        pytest.param(running.stop_at(losses, "ar2_retriever", 2), [1], id="terminated in the first round"),
+    ],
+)
+def test_a_stopped_comparison_goes_on(whole, copied, stop, steps_left):
+    """Stopped in the second row: what was done is not done again, the table is the same."""
+    for row in ("AR2", "RocketQA", "PAIR"):
+        shutil.rmtree(row_of(copied, row).output)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(stop(patch)):
+        compare(copied)
+    assert not (Path(copied.output) / "report.md").exists()
+    with running.spied() as trainers:
+        compare(copied)
+    assert not [name for name in trainers if name.startswith(("warm-up", "rocketqav2"))]
+    taken = [len(trainer.rates) for name, trainer in trainers.items() if name.startswith("ar2/")]
+    assert taken[: len(steps_left)] == steps_left
+    assert running.text(copied, "report.md") == running.text(whole, "report.md")
+    for run in (lambda settings: settings, *(partial(row_of, row=row) for row in ROWS)):
+        assert running.outcome(run(copied)) == running.outcome(run(whole))
+        assert running.logged(run(copied)) == running.logged(run(whole))
+    assert not (Path(copied.output) / "last").exists()
 
 
 # Refused before any work --------------------------------------------------------------------------
+
+
+def one(system, **values) -> dict:
+    return {"systems": {"mine": {"system": system, **values}}}
 
 
 @pytest.mark.parametrize(
@@ -296,132 +359,133 @@ def test_two_processes(data, tmp_path):
     [
         ({"systems": {}}, "systems is empty"),
         ({"systems": {"mine": {}}}, r"systems.mine: system=None, expected one of \['rocketqa'"),
-        ({"systems": {"mine": {"system": "bm25"}}}, "system='bm25'"),
-        ({"systems": {"mine": {"system": ["ar2"]}}}, r"system=\['ar2'\], expected one of"),
+        (one("bm25"), "system='bm25'"),
+        (one(["ar2"]), r"system=\['ar2'\], expected one of"),
+        (one("rocketqa", step1=3), "systems.mine: step1 is 3, expected settings by name"),
+        (one("ar2", adversarial=None), "adversarial is None"),
         (
-            {"systems": {"mine": {"system": "rocketqa", "step1": 3}}},
-            "systems.mine: step1 is 3, expected settings by name",
-        ),
-        ({"systems": {"mine": {"system": "ar2", "adversarial": None}}}, "adversarial is None"),
-        (
-            {"systems": {"mine": {"system": "ar2", "retriever": {"shared": False}}}},
+            one("ar2", retriever={"shared": False}),
             "systems.mine: retriever is no setting of this system alone: set it once for all systems",
         ),
-        ({"systems": {"mine": {"system": "ar2", "joint": {}}}}, "joint is no setting .* ar2 has"),
-        (
-            {"systems": {"mine": {"system": "ar2", "adversarial": {"round": 3}}}},
-            "systems.mine: .*round",
-        ),
-        (
-            {"systems": {"mine": {"system": "ar2", "adversarial": {"rounds": "many"}}}},
-            "systems.mine: .*rounds",
-        ),
+        (one("ar2", joint={}), "joint is no setting .* ar2 has"),
+        (one("ar2", adversarial={"round": 3}), "systems.mine: .*round"),
+        (one("ar2", adversarial={"rounds": "many"}), "systems.mine: .*rounds"),
         ({"systems": {"AR2": {"system": "ar2"}, "ar2!": {"system": "ar2"}}}, "another row needs the folder"),
-        ({"systems": {"Warm up": {"system": "ar2"}}}, "another row needs the folder 'warm-up'"),
+        ({"systems": {"Warm up": {"system": "ar2"}}}, "the comparison itself needs the folder 'warm-up'"),
+        (
+            {"systems": {"Last": {"system": "ar2"}}},
+            "systems.Last: the comparison itself needs the folder 'last'",
+        ),
         ({"systems": {"::": {"system": "ar2"}}}, "a name without a letter or digit"),
         ({"systems": {1: {"system": "ar2"}}}, "systems.1: the name is a number"),
         (
-            {"systems": {"mine": {"system": "ar2", "adversarial": {"reranker": None}}}},
+            one("ar2", adversarial={"reranker": None}),
             "systems.mine.adversarial: reranker is None, expected settings by name",
         ),
-        (
-            {"systems": {"mine": {"system": "ar2", "cloze": {"passages": 9}}}},
-            "systems.mine: cloze is not for a comparison",
-        ),
-        (
-            {"systems": {"mine": {"system": "rocketqa", "step2": {"queries": 7}}}},
-            "systems.mine: step2 is not for a comparison",
-        ),
+        (one("ar2", ict={"passages": 9}), "systems.mine: ict is not for a comparison"),
+        (one("rocketqa", step2={"queries": 7}), "systems.mine: step2 is not for a comparison"),
         ({"baseline": "BM25"}, "baseline='BM25', expected warm-up or one of"),
         ({"steps": 0}, "steps=0"),
-        ({"steps": 10}, "systems.AR2: steps=10 cannot be shared out .* a multiple of 8"),
-        (
-            {"systems": {"mine": {"system": "rocketqav2", "joint": {"rounds": 0}}}},
-            "nothing is trained after the warm-up",
-        ),
+        ({"steps": 10}, "^AR2: steps=10 cannot be shared out .* a multiple of 8"),
+        (one("rocketqav2", joint={"rounds": 0}), "^mine: nothing is trained after the warm-up"),
+        (one("rocketqav2", joint={"groups": {"file": "nowhere.tsv"}}), "^mine: .*nowhere.tsv"),
+        (one("rocketqav2", joint={"groups": {"negatives": 60, "depth": 70}}), "^mine: 60 negatives a group"),
+        (one("ar2", adversarial={"groups": {"negatives": 60, "depth": 70}}), "^mine: 60 negatives a group"),
+        (one("rocketqa", denoising=DENOISING, step3={"batch_size": 26}), "^mine: step3: 26 examples a step"),
     ],
 )
-def test_wrong_settings_are_refused(data, tmp_path, monkeypatch, changes, message):
-    forbid(monkeypatch, (Trainer, "fit"), (CorpusIndex, "__init__"), (retrieval, "_infer"))
-    with pytest.raises(ValueError, match=message):
-        compare.compare(make(tmp_path / "run", data, **changes))
+def test_a_mistake_is_told_before_any_work(data, tmp_path, monkeypatch, changes, message):
+    running.forbid(monkeypatch, running.NETWORKS)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        compare(make(tmp_path / "run", data, **changes))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("joint", "error", "message"),
-    [
-        ({"groups": {"file": "nowhere.tsv"}}, FileNotFoundError, "^Mine: .*nowhere.tsv"),
-        ({"groups": {"negatives": 60, "depth": 70}}, ValueError, "^Mine: 60 negatives a group"),
-    ],
-)
-def test_a_row_that_cannot_be_is_told_before_the_warm_up(data, tmp_path, monkeypatch, joint, error, message):
-    forbid(monkeypatch, (Trainer, "fit"), (CorpusIndex, "__init__"), (retrieval, "_infer"))
-    settings = make(tmp_path / "run", data, systems={"Mine": {"system": "rocketqav2", "joint": joint}})
-    with pytest.raises(error, match=message):
-        compare.compare(settings)
-    assert not (tmp_path / "run").exists()
+def test_folders_of_other_runs_are_refused(whole, data, tmp_path, monkeypatch):
+    running.forbid(monkeypatch, running.NETWORKS)
+    with pytest.raises(ValueError, match="another system, or version, began this folder"):
+        running.train(running.ar2(whole.output, data))
+    with pytest.raises(ValueError, match="ar2 holds other files"):
+        compare(row_of(whole, "AR2"))
+    other = running.ar2(tmp_path / "run", data)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(other)))
+    with pytest.raises(ValueError, match="another system, or version, began this folder"):
+        compare(make(tmp_path / "run", data))
 
 
-def test_a_row_of_another_system_is_told_before_the_warm_up(whole, monkeypatch):
-    forbid(monkeypatch, (Trainer, "fit"), (CorpusIndex, "__init__"), (retrieval, "_infer"))
-    rows = {**ROWS, "AR2": ROWS["RocketQAv2"]}
-    with pytest.raises(ValueError, match="^AR2: .*a run of another system"):
-        compare.compare(dataclasses.replace(whole, systems=rows))
+def test_files_in_the_place_of_a_rows_step_are_refused(data, tmp_path, monkeypatch):
+    running.forbid(monkeypatch, running.NETWORKS)
+    settings = make(tmp_path / "run", data)
+    (tmp_path / "run" / "ar2" / "round-001").mkdir(parents=True)
+    (tmp_path / "run" / "ar2" / "round-001" / "notes.txt").touch()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings)))
+    with pytest.raises(ValueError, match="^AR2: .*ar2/round-001 is not a step's"):
+        compare(settings)
+
+
+def test_a_row_that_has_another_system_now_is_trained_again(whole):
+    plan, _ = rehearse(dataclasses.replace(whole, systems={**ROWS, "AR2": ROWS["RocketQAv2"]}))
+    changed = {name for name, step in plan.steps.items() if step.status == "changed"}
+    assert changed == {"ar2/round-001", "ar2/round-002"}
+
+
+def test_a_system_that_cannot_be_trained_is_named(copied, monkeypatch):
+    """No candidate is so surely wrong, which shows only when the re-ranker has judged.
+
+    What the new row needs of the warm-up is found with the index of `best/`.
+    """
+    running.forbid(monkeypatch, [*running.TRAINING, (forward, "encode_passages")])
+    hopeless = {**ROWS["RocketQA"], "denoising": {**DENOISING, "negative_below": 1e-6}}
+    with pytest.raises(ValueError, match="^Mine: no candidate has a probability below 1e-06"):
+        compare(dataclasses.replace(copied, systems={"Mine": hopeless}))
+    assert (Path(copied.output) / "warm-up/hits.mine.train.labelled.tsv").exists()
+
+
+# Settings of the rows -----------------------------------------------------------------------------
 
 
 def test_rounds_get_queries_that_the_warm_up_had_not(data, tmp_path):
     """25 labelled queries: 8 and 4 for the warm-up, the next ones for the rounds."""
-    warm = {
-        name: dataclasses.replace(getattr(make(tmp_path, data), name), queries=count)
-        for name, count in {"warmup_retriever": 8, "warmup_reranker": 4}.items()
-    }
     rows = {
         "RocketQAv2": {"system": "rocketqav2", "joint": {**ROWS["RocketQAv2"]["joint"], "queries": 6}},
         "AR2": {"system": "ar2", "adversarial": {**ROWS["AR2"]["adversarial"], "queries": 6}},
     }
-    settings = make(tmp_path / "run", data, systems=rows, **warm)
-    first = JointRun(compare._warmup_settings(settings))
-    used = {*first.queries["retriever"], *first.queries["reranker"]}
+    settings = make(tmp_path / "run", data, systems=rows)
+    settings = running.change(settings, "warmup_retriever", queries=8)
+    settings = running.change(settings, "warmup_reranker", queries=4)
+    deal = Run(settings).deal()
+    used = {*deal.take("retriever", 8).queries, *deal.take("reranker", 4).queries}
     assert len(used) == 12
-    for row in rows:
-        run = compare.RUNS[rows[row]["system"]](compare._system_settings(settings, row))
-        dealt = [set(run.queries[stage]) for stage in run.rounds]
+    plan, _ = rehearse(settings)
+    searched = {name: hits for wanted in plan.searches.values() for name, hits in wanted.items()}
+    for row in map(folder_name, rows):
+        names = (f"warm-up/hits.{row}.train.round-001", f"{row}/round-001/hits.{row}.train.round-002")
+        dealt = [{*searched[name].queries.queries} for name in names]
         assert [len(part) for part in dealt] == [6, 6]
         assert not used & set.union(*dealt)
         assert not dealt[0] & dealt[1]
 
 
-def test_the_folder_of_a_row(data):
-    assert CompareSettings.folder_name("AR2, the paper's equation") == "ar2-the-paper-s-equation"
-    assert CompareSettings.folder_name("对比 AR2") == "对比-ar2"
-
-
-def test_the_folder_of_a_run_is_refused(whole):
-    with pytest.raises(ValueError, match="another system, or version, began this folder"):
-        compare.compare(dataclasses.replace(whole, output=str(folder(whole, "AR2"))))
-
-
-def test_a_system_that_cannot_be_trained_is_named(data, tmp_path):
-    hopeless = {**ROWS["RocketQA"], "denoising": {**DENOISING, "negative_below": 1e-6}}
-    settings = make(tmp_path / "run", data, systems={"Mine": hopeless})
-    with pytest.raises(ValueError, match="^Mine: no candidate has a probability below 1e-06"):
-        compare.compare(settings)
+def test_the_folder_of_a_row():
+    assert folder_name("AR2, the paper's equation") == "ar2-the-paper-s-equation"
+    assert folder_name("对比 AR2") == "对比-ar2"
 
 
 def test_without_unlabelled_queries_rocketqa_spends_all_on_step_3(data, tmp_path):
     settings = make(tmp_path / "run", data, systems={"RocketQA": ROWS["RocketQA"]})
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, unlabelled=None))
-    assert compare._system_settings(settings, "RocketQA").step3.steps == STEPS
+    _, handed = rehearse(running.change(settings, "data", unlabelled=None))
+    assert handed["RocketQA"][1].step3.steps == STEPS
 
 
 def test_the_default_compares_all_four(data, tmp_path):
-    settings = CompareSettings(output=str(tmp_path), data=DataSettings(folder=str(data)), steps=400)
-    for row, entry in settings.systems.items():
-        assert type(compare._system_settings(settings, row)) is SYSTEMS[entry["system"]]
+    settings = CompareSettings(output=str(tmp_path / "run"), data=DataSettings(folder=str(data)), steps=400)
     assert {entry["system"] for entry in settings.systems.values()} == set(SYSTEMS)
-    steps = compare._system_settings(settings, "ar2").adversarial
-    assert (steps.rounds, steps.reranker.steps, steps.retriever.steps) == (10, 10, 30)
+    settings = dataclasses.replace(make(tmp_path / "run", data), systems=settings.systems, steps=400)
+    made = {row: own for row, (_, own) in rehearse(settings)[1].items()}
+    assert {row: type(run) for row, run in made.items()} == {row: SYSTEMS[row].settings for row in made}
+    adversarial = made["ar2"].adversarial
+    assert (adversarial.rounds, adversarial.reranker.steps, adversarial.retriever.steps) == (10, 10, 30)
 
 
 def test_the_command_line(tmp_path, capsys):
@@ -432,12 +496,8 @@ def test_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["compare", "--config", str(tmp_path / "my.yaml"), "--steps", "40"])
     assert stopped.value.code == 2
-    assert (
-        capsys.readouterr()
-        .err.strip()
-        .splitlines()[-1]
-        .startswith("rocketqa: nowhere: expected a collection")
-    )
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("rocketqa: nowhere: expected a collection")
     assert not output.exists()
     with pytest.raises(SystemExit):
         cli.parse(["compare", "--help"])

@@ -1,4 +1,4 @@
-"""The command `rocketqa mine` as its user types it: every policy, the report, and what it refuses."""
+"""`rocketqa mine`: every policy, the report, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from scipy.special import expit
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.commands import cli
-from rocketqa_paddle.data import formats
-from rocketqa_paddle.mining.miner import calibrate
+from rocketqa_paddle.data.groups import read_groups
+from rocketqa_paddle.data.runs import write_run
+from rocketqa_paddle.mining.calibration import calibrate
+from rocketqa_paddle.networks import forward
 from rocketqa_paddle.records import Query
 from rocketqa_paddle.search import retrieval
 
 COLLECTION = toy.collection()
 DEV, UNLABELLED = COLLECTION.splits["dev"], COLLECTION.splits["unlabelled"]
-ASKED = DEV.queries | UNLABELLED.queries
-QUERY_IDS = {query.text: query.id for query in ASKED.values()}
+QUERIES = DEV.queries | UNLABELLED.queries
+QUERY_IDS = {query.text: query.id for query in QUERIES.values()}
 BY_TEXT = {passage.text: passage for passage in COLLECTION.passages.values()}
 DEPTH, SCORED, NEGATIVES = 30, 10, 4
 SUFFIXES = {"list": "tsv", "dual": "tsv", "tevatron": "jsonl"}
@@ -38,12 +40,7 @@ def make_run(queries, *positive):
     return run
 
 
-RUN = make_run(ASKED, 4.0)
-
-
-@pytest.fixture(scope="module")
-def best(tmp_path_factory):
-    return toy.write_best(tmp_path_factory.mktemp("run") / "best")
+RUN = make_run(QUERIES, 4.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +49,12 @@ def files(tmp_path_factory):
     folder = toy.write(tmp_path_factory.mktemp("data") / "toy")
     both = [(folder / f"{name}.query.txt").read_text() for name in ("dev", "unlabelled")]
     (folder / "both.query.txt").write_text("".join(both))
-    formats.write_run_tsv(folder / "all.run", RUN)
+    write_run(folder / "all.run", RUN)
     alike = {i: [replace(hit, score=0.0) for hit in hits] for i, hits in RUN.items()}
-    formats.write_run_tsv(folder / "alike.run", alike)
-    formats.write_run_tsv(folder / "other.run", {"other": retrieval.to_hits("other", [("p1", 1.0)])})
-    formats.write_run_tsv(folder / "strange.run", {"dev0": retrieval.to_hits("dev0", [("p999", 1.0)])})
-    formats.write_run_tsv(folder / "wrong.run", make_run(ASKED, -30.0))
+    write_run(folder / "alike.run", alike)
+    write_run(folder / "other.run", {"other": retrieval.to_hits("other", [("p1", 1.0)])})
+    write_run(folder / "strange.run", {"dev0": retrieval.to_hits("dev0", [("p999", 1.0)])})
+    write_run(folder / "wrong.run", make_run(QUERIES, -30.0))
     (folder / "strange.qrels").write_text("dev0\tp998\n")
     return folder
 
@@ -86,7 +83,7 @@ def line(files, tmp_path):
 
 def read(path, format="list"):
     """Query id → passage ids, the positive first; checks labels, titles and numbers."""
-    groups = list(formats.read_training_groups(path, 1 + NEGATIVES if format == "list" else None))
+    groups = list(read_groups(path, 1 + NEGATIVES if format == "list" else None))
     found: dict[str, list[str]] = {}
     for group in groups:
         assert group.labels == (1, *[0] * (len(group.passages) - 1))
@@ -107,7 +104,7 @@ def score_all(best, queries) -> dict[str, dict[str, float]]:
     for query in queries.values():
         found = [COLLECTION.passages[hit.passage_id] for hit in RUN[query.id]]
         columns = [query.text] * DEPTH, [p.title for p in found], [p.text for p in found]
-        scores = expit(retrieval.score_pairs(model, *columns)).reshape(-1).tolist()
+        scores = expit(forward.score_pairs(model, *columns)).reshape(-1).tolist()
         chances[query.id] = {p.id: score for p, score in zip(found, scores, strict=True)}
     return chances
 
@@ -124,8 +121,8 @@ def test_every_policy_in_every_format(line, files, tmp_path, capsys, policy, for
     cli.main(line(policy=policy, queries=files / "both.query.txt", run=run, output=output, format=format))
     found = read(output, format)
     pseudo = policy == "pseudo"
-    asked = UNLABELLED.queries if pseudo else DEV.queries
-    assert list(found) == list(asked)
+    wanted = UNLABELLED.queries if pseudo else DEV.queries
+    assert list(found) == list(wanted)
     for query_id, (first, *others) in found.items():
         if pseudo:
             assert first == RUN[query_id][0].passage_id
@@ -223,7 +220,7 @@ def test_what_it_makes_trains(line, files, tmp_path, capsys):
 @pytest.mark.parametrize("policy", [None, "random", "denoised"])
 def test_report_alone_and_with_a_policy(line, tmp_path, capsys, policy):
     """Positives are at 0.73 and 0.98, the best others at 0.88."""
-    formats.write_run_tsv(tmp_path / "mixed.run", make_run(DEV.queries, 4.0, 1.0))
+    write_run(tmp_path / "mixed.run", make_run(DEV.queries, 4.0, 1.0))
     output = tmp_path / "groups.tsv"
     cli.main(
         line(report="true", policy=policy, output=output if policy else None, run=tmp_path / "mixed.run")
@@ -244,7 +241,7 @@ def test_report_of_scores_that_are_easy_to_part(line, capsys):
 
 
 def test_report_scores_labelled_positives_that_the_run_lacks(line, files, best, tmp_path, capsys):
-    formats.write_run_tsv(tmp_path / "few.run", {i: RUN[i][1:] for i in DEV.queries})
+    write_run(tmp_path / "few.run", {i: RUN[i][1:] for i in DEV.queries})
     cli.main(
         line(report="true", policy=None, output=None, run=tmp_path / "few.run", reranker=best / "reranker")
     )
@@ -254,7 +251,7 @@ def test_report_scores_labelled_positives_that_the_run_lacks(line, files, best, 
 def test_calibrate(line, tmp_path):
     """Scores of a list-trained re-ranker have no zero: without calibration, all are above the threshold."""
     shifted = {i: [replace(hit, score=hit.score + 100) for hit in RUN[i]] for i in DEV.queries}
-    formats.write_run_tsv(tmp_path / "high.run", shifted)
+    write_run(tmp_path / "high.run", shifted)
     cli.main(line(run=tmp_path / "high.run", scored=DEPTH, calibrate="true", negative_below=0.2))
     fitted = calibrate(shifted, DEV.qrels, 1)
     for query_id, (_, *others) in read(tmp_path / "groups.tsv").items():

@@ -1,13 +1,16 @@
-"""What a run reads: which queries are whose, and what names it all."""
+"""The data of a run: which queries belong to which split, and the fingerprints of the data."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import toy
 
-from rocketqa_paddle.data import dataset, formats
+from rocketqa_paddle.data import dataset
+from rocketqa_paddle.data.collections import read_collection
+from rocketqa_paddle.runtime.storage import file_fingerprint, fingerprint
 from rocketqa_paddle.settings import DataSettings
 
 
@@ -24,11 +27,11 @@ def add(path, *lines) -> None:
     path.write_text(path.read_text() + "".join(f"{line}\n" for line in lines))
 
 
-def test_each_unlabelled_text_stands_once_and_is_nobody_elses(folder):
-    """Ids say nothing: files may number their queries alike."""
+def test_unlabelled_queries_are_new_texts_each_kept_once(folder):
+    """Texts decide, not ids: two files may give their queries the same numbers."""
     queries = folder / "unlabelled.query.txt"
-    of = {name: formats.read_collection(folder, [name]).splits[name].queries for name in ("train", "dev")}
-    texts = [next(iter(of[name].values())).text for name in ("train", "dev")]
+    splits = read_collection(folder, ["train", "dev"]).splits.values()
+    texts = [next(iter(split.queries.values())).text for split in splits]
     add(
         queries,
         f"x1\t{texts[0].upper()}",
@@ -38,15 +41,15 @@ def test_each_unlabelled_text_stands_once_and_is_nobody_elses(folder):
     )
     before = len(toy.collection().splits["unlabelled"].queries)
     loaded = load(folder, unlabelled="unlabelled", tests=["test"])
-    assert len(loaded.unlabelled.queries) in (before, before + 1)  # the collection may ask for a red horse
+    assert len(loaded.unlabelled.queries) in (before, before + 1)  # there may be a query for a red horse
     keys = [query.key for query in loaded.unlabelled.queries.values()]
     assert len(keys) == len(set(keys))
     assert not {"x1", "x2", "x4"} & loaded.unlabelled.queries.keys()
     assert loaded.unlabelled.qrels == {}
     assert [note.partition(" unlabelled queries ")[2] for note in loaded.notes] == [
-        "are labelled training queries, too: left out",
+        "are also labelled training queries: left out",
         "are dev or test queries: left out",
-        "stand there twice: left out",
+        "repeat another query: left out",
     ]
 
 
@@ -76,7 +79,7 @@ def test_unlabelled_queries_of_a_beir_folder(tmp_path, file):
     assert load(tmp_path, unlabelled="unlabelled").unlabelled.queries == unlabelled
 
 
-def test_splits_are_cut_to_the_queries_asked_for(folder):
+def test_splits_are_cut_to_the_limits(folder):
     loaded = load(
         folder,
         tests=["test"],
@@ -86,29 +89,30 @@ def test_splits_are_cut_to_the_queries_asked_for(folder):
         max_dev_queries=4,
         max_test_queries=3,
     )
-    assert len(loaded.train.queries) == len(loaded.train.qrels) == 12
+    assert len(loaded.labelled.queries) == len(loaded.labelled.qrels) == 12
     assert len(loaded.unlabelled.queries) == 9
-    assert not loaded.unlabelled.queries.keys() & loaded.train.queries.keys()
+    assert not loaded.unlabelled.queries.keys() & loaded.labelled.queries.keys()
     assert {name: len(split.queries) for name, split in loaded.evaluated.items()} == {"dev": 4, "test": 3}
 
 
-def test_the_training_split_may_be_measured_and_unlabelled_at_once(folder):
+def test_the_training_split_may_be_evaluated_and_unlabelled_at_once(folder):
     loaded = load(folder, tests=["train"], unlabelled="train", max_train_queries=25)
     assert len(loaded.unlabelled.queries) == 15
     assert len(loaded.evaluated["train"].queries) == 40
 
 
-def test_none_is_left(folder):
-    with pytest.raises(ValueError, match="of the 40 queries of 'train' none is left .40 are labelled"):
+def test_no_unlabelled_query_is_left(folder):
+    with pytest.raises(ValueError, match="none of the 40 queries of 'train' is left .40 are also labelled"):
         load(folder, unlabelled="train")
 
 
-def test_digests_name_content_and_order(folder, tmp_path):
+def test_fingerprints_name_content_and_order(folder, tmp_path):
     passages = list(toy.collection().passages.values())
-    digest = dataset.digest_records(passages)
-    assert digest == dataset.digest_records(load(folder).passages.values())
-    assert digest != dataset.digest_records(passages[::-1])
-    assert digest != dataset.digest_records(passages[:-1])
+    name = fingerprint(passages)
+    assert name == hashlib.sha256("".join(map(repr, passages)).encode()).hexdigest()[:16]
+    assert name == fingerprint(load(folder).corpus.passages.values()) == load(folder).corpus.fingerprint
+    assert name != fingerprint(passages[::-1])
+    assert name != fingerprint(passages[:-1])
     (tmp_path / "a").write_bytes(b"x" * 3_000_000)
     (tmp_path / "b").write_bytes(b"x" * 2_999_999 + b"y")
-    assert dataset.digest_file(tmp_path / "a") != dataset.digest_file(tmp_path / "b")
+    assert file_fingerprint(tmp_path / "a") != file_fingerprint(tmp_path / "b")

@@ -93,16 +93,26 @@ def test_an_unknown_measure_is_named(name):
 
 def test_compare_is_scipys_paired_t_test():
     qrels = {str(i): {"1": 1} for i in range(6)}
-    ours = make_run(**{str(i): "1" if i < 4 else "2 1" for i in range(6)})
-    theirs = make_run(**{str(i): "3 1" if i % 2 else "2 4 1" for i in range(5)})
+    runs = (
+        make_run(**{str(i): "1" if i < 4 else "2 1" for i in range(6)}),
+        make_run(**{str(i): "3 1" if i % 2 else "2 4 1" for i in range(5)}),
+    )
+    better, worse = (metrics.evaluate_queries(qrels, run, ["RR@10"])["RR@10"] for run in runs)
     a, b = [1, 1, 1, 1, 0.5, 0.5], [1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 3, 0]
-    result = metrics.compare(qrels, ours, theirs, "RR@10")
+    assert (better.tolist(), worse.tolist()) == (a, pytest.approx(b))
+    result = metrics.compare(better, worse)
     assert result.difference == pytest.approx(np.mean(a) - np.mean(b))
     assert result.p_value == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert result.queries == 6
-    assert metrics.compare(qrels, theirs, ours, "RR@10").difference == pytest.approx(-result.difference)
+    assert metrics.compare(worse, better).difference == pytest.approx(-result.difference)
 
 
 def test_identical_runs_do_not_differ():
-    run = make_run(a="5 1", b="2")
-    assert metrics.compare(QRELS, run, run, "RR@10") == metrics.Comparison(0.0, 1.0, 3)
+    values = metrics.evaluate_queries(QRELS, make_run(a="5 1", b="2"), ["RR@10"])["RR@10"]
+    assert metrics.compare(values, values) == metrics.Comparison(0.0, 1.0, 3)
+
+
+def test_a_single_query_has_no_p():
+    result = metrics.compare(metrics.single(0.75), metrics.single(0.5))
+    assert (result.difference, result.queries) == (0.25, 1)
+    assert math.isnan(result.p_value)

@@ -13,16 +13,19 @@ import toy
 import yaml
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.commands import cli, compare
+from rocketqa_paddle.commands import cli
+from rocketqa_paddle.commands.comparison.settings import row_settings
 from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.systems import SYSTEMS
 
-SYSTEMS = {
+TRAINED_BY = {
     "train_joint": "rocketqav2",
     "train_rocketqa": "rocketqa",
     "train_pair": "pair",
     "train_ar2": "ar2",
 }
-SCRIPTS = {name: toy.ROOT / "examples" / f"{name}.sh" for name in SYSTEMS}
+"""The system that a script trains."""
+SCRIPTS = {name: toy.ROOT / "examples" / f"{name}.sh" for name in TRAINED_BY}
 SCRIPT = SCRIPTS["train_joint"]
 CONFIGS = sorted((toy.ROOT / "examples" / "configs").glob("*.yaml"))
 
@@ -40,12 +43,11 @@ def write_config(path, output, data) -> None:
 
 
 def check_run(folder, rounds: int) -> None:
-    stages = ["warm-up", *(f"round-{number:03d}" for number in range(1, rounds + 1))]
-    for stage in stages:
-        assert checkpoints.is_checkpoint(folder / stage / "retriever")
-        assert checkpoints.is_checkpoint(folder / stage / "reranker")
+    for step in ["warm-up", *(f"round-{number:03d}" for number in range(1, rounds + 1))]:
+        assert checkpoints.is_checkpoint(folder / step / "retriever")
+        assert checkpoints.is_checkpoint(folder / step / "reranker")
     text = (folder / "report.md").read_text()
-    for row in ("start weights", "retriever, warmed up", "retriever, round-001", "re-ranker, warmed up"):
+    for row in ("initial checkpoint", "retriever, warmed up", "retriever, round-001", "re-ranker, warmed up"):
         assert f"| {row} " in text
     index = VectorIndex.load(
         folder / "best" / "index", checkpoints.load(folder / "best" / "retriever").digest()
@@ -54,7 +56,7 @@ def check_run(folder, rounds: int) -> None:
     assert (folder / "curves.png").stat().st_size > 1000
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [(row["stage"], row["step"]) for row in rows if "loss" in row]
-    assert len(steps) == len(set(steps)) == 2 * (2 + rounds)  # the first and the last of each stage
+    assert len(steps) == len(set(steps)) == 2 * (2 + rounds)  # the first and the last of each training
 
 
 def test_the_script_from_another_folder(data, tmp_path):
@@ -115,11 +117,11 @@ def stub(folder) -> os.PathLike:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize("start", ["weights", "scratch"])
-def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, start, name):
+@pytest.mark.parametrize("init", ["weights", "scratch"])
+def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, init, name):
     """Without running it: which commands it would run, and that the real parser takes them."""
     python = stub(tmp_path)
-    (tmp_path / start).touch()
+    (tmp_path / init).touch()
     if not (toy.ROOT / "data" / "pydocs").is_dir() and rank == "1":
         pytest.skip("rank 1 would wait for data/pydocs, which is not built")
     done = toy.run(SCRIPTS[name], cwd=tmp_path, PYTHON=str(python), PADDLE_TRAINER_ID=rank)
@@ -131,8 +133,8 @@ def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, start, name)
     monkeypatch.chdir(toy.ROOT)
     calls = [cli.parse(words) for words in commands]
     system, trained, _ = calls[0].args
-    assert system == SYSTEMS[name]
-    assert ("package:" in trained.retriever.start) == (start == "weights")
+    assert system.name == TRAINED_BY[name]
+    assert ("package:" in trained.retriever.init) == (init == "weights")
     if rank == "0":
         assert calls[1].keywords["checkpoint"] == f"{trained.output}/best"
         assert len(calls[1].keywords["query"]) == 3
@@ -145,10 +147,10 @@ def test_every_config_is_read_by_the_real_parser(path, monkeypatch):
     if name == "compare":
         settings = cli.parse(["compare", "--config", str(path)]).args[0]
         for row in settings.systems:  # as each will train
-            compare._system_settings(settings, row)
+            row_settings(settings, row)
     else:
         system, settings, _ = cli.parse(["train", name, "--config", str(path)]).args
-        assert (system, type(settings)) == (name, settings.SYSTEMS[name])
+        assert (system.name, type(settings)) == (name, SYSTEMS[name].settings)
     check_settings(yaml.safe_load(path.read_text(encoding="utf-8")), dataclasses.asdict(settings))
     for name in re.findall(r"(?:examples|data/pydocs)[\w/.-]+\.(?:yaml|sh|py|tsv)", path.read_text()):
         assert (toy.ROOT / name).exists(), name
@@ -165,7 +167,7 @@ def check_settings(written, read) -> None:
 
 def test_there_are_configs():
     assert [path.stem for path in CONFIGS if "pydocs" in path.stem]
-    assert {f"{system}-pydocs" for system in SYSTEMS.values()} <= {path.stem for path in CONFIGS}
+    assert {f"{system}-pydocs" for system in SYSTEMS} <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=list(SCRIPTS))

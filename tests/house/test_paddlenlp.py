@@ -1,7 +1,7 @@
-"""The extra `paddlenlp`, in an environment of its own: its pins import, and it computes our numbers.
+"""The extra `paddlenlp`, in an environment of its own: it can be imported, and it computes our numbers.
 
-The cases are those of `paddlenlp_worker.py`: models that PaddleNLP saves and we read, models that we write
-and PaddleNLP loads, its tokenizers, and models by name.
+The cases are in `paddlenlp_worker.py`: models that PaddleNLP saves and we read, models that we write and
+PaddleNLP loads, its tokenizers, and models by name.
 """
 
 from __future__ import annotations

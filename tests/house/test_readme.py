@@ -1,9 +1,11 @@
-"""What the README shows works: its Python runs, its commands parse, its files exist."""
+"""What README and docs/ show works: Python runs, commands parse and run, links lead somewhere."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from rocketqa_paddle.checkpoints.formats import reference
 from rocketqa_paddle.commands import cli
 
 README = toy.ROOT / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-OTHERS = [toy.ROOT / "CONTRIBUTING.md", toy.ROOT / "checkpoints" / "README.md"]
+PAGES = [README, *sorted((toy.ROOT / "docs").glob("*.md"))]
+OTHERS = [toy.ROOT / "CONTRIBUTING.md", toy.ROOT / "CHANGELOG.md", toy.ROOT / "checkpoints" / "README.md"]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in [*PAGES, *OTHERS]}
+TEXT = "\n".join(TEXTS[path] for path in PAGES)
 
 
 def fences(text: str, language: str) -> list[str]:
@@ -32,8 +36,22 @@ def shell_lines(text: str) -> list[list[str]]:
     return lines
 
 
-PYTHON = fences(TEXT, "python")
-SHELL = shell_lines(TEXT)
+def prose(text: str) -> str:
+    """The text without its fences."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def code_spans(text: str) -> list[str]:
+    """What stands between backticks in the prose."""
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(toy.ROOT))
+
+
+SPANS = code_spans(TEXT)
+SHELL = {path: shell_lines(TEXTS[path]) for path in PAGES}
 SCRIPTS = {
     "examples/train_joint.sh": "rocketqav2",
     "examples/train_rocketqa.sh": "rocketqa",
@@ -42,26 +60,40 @@ SCRIPTS = {
 }
 
 
-def rocketqa_arguments(words: list[str]) -> list[str] | None:
+def commands() -> Iterator[tuple[str, ...]]:
+    """Every command of every page, once."""
+    yield from dict.fromkeys(tuple(words) for path in PAGES for words in SHELL[path])
+
+
+def runnable(path: Path) -> list[list[str]]:
+    """The commands of a page that finish in no time; test_examples.py trains."""
+    return [words for words in SHELL[path] if words[0] == "rocketqa" and words[1] not in ("train", "compare")]
+
+
+def rocketqa_arguments(words: tuple[str, ...]) -> tuple[str, ...] | None:
     """What follows `rocketqa`, also where the script or fleetrun calls it; None for another program."""
     if words[0] == "rocketqa":
         return words[1:]
     if "rocketqa)" in words:  # fleetrun ... $(which rocketqa) ...
         return words[words.index("rocketqa)") + 1 :]
-    if words[:3] == ["python", "-m", "rocketqa_paddle"]:
+    if words[:3] == ("python", "-m", "rocketqa_paddle"):
         return words[3:]
     for place, word in enumerate(words):
         if word in SCRIPTS and len(words) > place + 1:
-            return ["train", SCRIPTS[word], *words[place + 1 :]]
+            return ("train", SCRIPTS[word], *words[place + 1 :])
     return None
+
+
+@cache
+def parsed(arguments: tuple[str, ...]) -> Callable[[], None]:
+    return cli.parse(list(arguments))
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
     """A folder where the demo seems to have run, with random weights."""
     folder = tmp_path_factory.mktemp("demo")
-    texts = [TEXT, *(path.read_text(encoding="utf-8") for path in OTHERS)]
-    for best in sorted(set(re.findall(r"(?:runs|checkpoints)/[\w-]+/best", "".join(texts)))):
+    for best in sorted(set(re.findall(r"(?:runs|checkpoints)/[\w-]+/best", "".join(TEXTS.values())))):
         toy.write_best(folder / best)
     toy.write(folder / "data" / "pydocs")
     tokens = toy.tokenizer(folder / "vocabulary")
@@ -74,20 +106,25 @@ def demo(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_fence_has_a_language_that_a_test_reads():
-    opening = [line for line in TEXT.splitlines() if line.startswith("```")][::2]
-    assert opening, "no code in the README"
-    assert set(opening) <= {"```bash", "```python", "```yaml", "```text", "```"}
-    assert PYTHON, "no Python in the README"
-    assert [words for words in SHELL if words[0] == "rocketqa"], "no command in the README"
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_every_fence_has_a_language_that_a_test_reads(path):
+    opening = [line for line in TEXTS[path].splitlines() if line.startswith("```")][::2]
+    assert set(opening) <= {"```bash", "```python", "```text"}
+    assert path not in OTHERS or "```bash" not in opening, "no test reads the commands of this file"
 
 
-@pytest.mark.parametrize("path", [README, *OTHERS], ids=lambda path: str(path.relative_to(toy.ROOT)))
+def test_the_pages_show_what_these_tests_look_for():
+    assert fences(TEXTS[README], "python"), "no Python in the README"
+    assert [path for path in PAGES if path != README and fences(TEXTS[path], "python")]
+    assert [path for path in PAGES if runnable(path)], "no command"
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if fences(TEXTS[path], "python")], ids=name)
 def test_python_runs(path, demo, monkeypatch):
     """Block after block in one namespace, as a reader would paste them."""
     monkeypatch.chdir(demo)
     namespace: dict = {}
-    for number, block in enumerate(fences(path.read_text(encoding="utf-8"), "python"), 1):
+    for number, block in enumerate(fences(TEXTS[path], "python"), 1):
         exec(compile(block, f"{path.name}, Python block {number}", "exec"), namespace)
         check_shapes(block, namespace)
 
@@ -100,8 +137,8 @@ def check_shapes(block: str, namespace: dict) -> None:
         assert namespace[name].shape[0] == expected[0], name
 
 
-@pytest.mark.parametrize("words", SHELL, ids=" ".join)
-def test_commands_parse(words, monkeypatch, tmp_path):
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_parse(words, monkeypatch, tmp_path_factory):
     """From the root, where a reader is. What is neither ours, make, pip nor fleetrun is an error here."""
     monkeypatch.chdir(toy.ROOT)
     arguments = rocketqa_arguments(words)
@@ -111,44 +148,64 @@ def test_commands_parse(words, monkeypatch, tmp_path):
             targets = re.findall(r"^([\w-]+):", (toy.ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert set(words[1:]) <= set(targets)
         return
-    placeholder = tmp_path / "FILE.yaml"
-    placeholder.write_text("output: out\ndata: {folder: data}\n")
-    arguments = [str(placeholder) if word == "FILE" else word for word in arguments]
-    assert callable(cli.parse(arguments))
+    if "FILE" in arguments:
+        placeholder = tmp_path_factory.mktemp("config") / "FILE.yaml"
+        placeholder.write_text("output: out\ndata: {folder: data}\n")
+        arguments = tuple(str(placeholder) if word == "FILE" else word for word in arguments)
+    assert callable(parsed(arguments))
     for word in words:
         if word.startswith(("examples/", "checkpoints/")):
             assert (toy.ROOT / word).exists(), word
 
 
-def test_commands_run(demo, monkeypatch, capsys):
-    """On the seeming demo, in the README's order, for later ones read what the earlier wrote."""
+@pytest.mark.parametrize("path", filter(runnable, PAGES), ids=name)
+def test_commands_run(path, demo, monkeypatch, capsys):
+    """On the seeming demo, in the order of the page, for later ones read what the earlier wrote."""
     monkeypatch.chdir(demo)
-    for words in SHELL:
-        if words[0] == "rocketqa" and words[1] not in ("train", "compare"):  # test_examples.py trains
-            cli.main(words[1:])
-            assert capsys.readouterr().out.strip(), words
+    for words in runnable(path):
+        cli.main(words[1:])
+        assert capsys.readouterr().out.strip(), words
 
 
-def test_links_and_files_exist():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
-    names = re.findall(r"`((?:examples|checkpoints|tests|rocketqa_paddle)/[\w./-]*)`", TEXT)
-    configs = [
-        f"examples/configs/{name}"
-        for name in re.findall(r"`((?:rocketqav2|rocketqa|pair|ar2|compare)-[\w-]+\.yaml)`", TEXT)
-    ]
-    for name in [*links, *names, *configs]:
-        assert (toy.ROOT / name).exists(), name
-    assert {f"examples/configs/{path.name}" for path in (toy.ROOT / "examples/configs").glob("*")} == set(
-        configs
-    )
+# Names and links -----------------------------------------------------------------------------------
 
 
-def test_the_commands_it_speaks_of_exist():
-    spoken = set(re.findall(r"`rocketqa (\w+)", TEXT)) - {"COMMAND"}
-    assert spoken <= {"train", "compare", *cli.COMMANDS}
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", prose(path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
-def test_the_flags_it_speaks_of_exist(capsys):
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_links_lead_somewhere(path):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXTS[path]):
+        target, _, anchor = link.partition("#")
+        page = path.parent / target if target else path
+        assert page.exists(), link
+        assert not anchor or anchor in headings(page), link
+
+
+def test_the_readme_links_to_every_page():
+    assert {name(path) for path in PAGES[1:]} <= set(re.findall(r"\]\(([^)#]+)", TEXTS[README]))
+
+
+def test_files_exist_and_every_config_is_named():
+    for path in re.findall(r"`((?:examples|checkpoints|tests|rocketqa_paddle)/[\w./-]*)`", TEXT):
+        assert (toy.ROOT / path).exists(), path
+    named = {
+        span for span in SPANS if re.fullmatch(r"(?:rocketqav2|rocketqa|pair|ar2|compare)-.*\.yaml", span)
+    }
+    named |= {path.name for path in map(Path, re.findall(r"examples/configs/[\w-]+\.yaml", TEXT))}
+    assert named == {path.name for path in (toy.ROOT / "examples" / "configs").iterdir()}
+
+
+def test_the_commands_they_speak_of_exist():
+    spoken = {word for span in SPANS for word in re.findall(r"^rocketqa (\w+)", span)}
+    assert "train" in spoken
+    assert spoken - {"COMMAND"} <= {"train", "compare", *cli.COMMANDS}
+
+
+def test_the_flags_they_speak_of_exist(capsys):
     for words in [
         *(["train", system] for system in SCRIPTS.values()),
         ["compare"],
@@ -157,7 +214,9 @@ def test_the_flags_it_speaks_of_exist(capsys):
         with pytest.raises(SystemExit):
             cli.parse([*words, "--help"])
     text = capsys.readouterr().out
-    for flag in re.findall(r"`(--[a-z0-9_-]+(?:\.[\w.]+)?)", TEXT):
+    spoken = {flag for span in SPANS for flag in re.findall(r"(?<!\S)--[a-z0-9_-]+(?:\.[\w.]+)?", span)}
+    assert len(spoken) > 20
+    for flag in spoken:
         assert re.search(rf"{re.escape(flag)}(?![\w.-])", text), flag
 
 

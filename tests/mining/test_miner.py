@@ -1,51 +1,20 @@
-"""Groups under any candidates and judgements, and the calibration against the optimum's equations."""
+"""Groups under any candidates and judgements, by the papers' policies and by another one."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
+from worlds import PASSAGES, SIZE, calibrations, make_hits, make_queries, positives, worlds
 
-from rocketqa_paddle.mining import miner as miner_module
-from rocketqa_paddle.mining.miner import Calibration, Miner, MiningReport, calibrate, describe_scores
-from rocketqa_paddle.records import Hit, Passage, Query
-
-SIZE = 14
-PASSAGES = {f"p{i}": Passage(f"p{i}", "", f"text {i}") for i in range(SIZE)}
-IDS = st.sampled_from(list(PASSAGES))
-
-
-def make_hits(query_id: str, ids, scores=None) -> list[Hit]:
-    scores = scores or [-float(rank) for rank in range(len(ids))]
-    return [Hit(query_id, i, rank, s) for rank, (i, s) in enumerate(zip(ids, scores, strict=True), 1)]
-
-
-def make_queries(count: int) -> list[Query]:
-    return [Query(f"q{i}", f"question {i}") for i in range(count)]
+from rocketqa_paddle.mining.calibration import Calibration
+from rocketqa_paddle.mining.miner import Miner, MiningReport
 
 
 def ids_of(groups) -> list[list[str]]:
     return [[passage.id for passage in group.passages] for group in groups]
-
-
-@st.composite
-def worlds(draw):
-    """Queries, their judgements (one positive at least, maybe passages judged 0) and scored candidates."""
-    queries = make_queries(draw(st.integers(1, 4)))
-    qrels, run = {}, {}
-    for query in queries:
-        qrels[query.id] = dict.fromkeys(draw(st.sets(IDS, max_size=3)), 0)
-        qrels[query.id] |= {i: draw(st.integers(1, 3)) for i in draw(st.sets(IDS, min_size=1, max_size=3))}
-        ids = draw(st.lists(IDS, unique=True, max_size=SIZE))
-        scores = draw(st.lists(st.floats(-9, 9), min_size=len(ids), max_size=len(ids)))
-        run[query.id] = make_hits(query.id, ids, sorted(scores, reverse=True))
-    return queries, qrels, run
-
-
-def positives(qrels, query_id: str) -> set[str]:
-    return {i for i, relevance in qrels.get(query_id, {}).items() if relevance > 0}
 
 
 def check_groups(groups, qrels, negatives: int, source: str) -> None:
@@ -162,8 +131,6 @@ def test_more_negatives_than_the_corpus_has():
 
 
 # Denoised and pseudo ------------------------------------------------------------------------------
-
-calibrations = st.builds(Calibration, st.floats(0.1, 3), st.floats(-3, 3))
 
 
 @given(worlds(), st.integers(1, 4), st.floats(0.05, 0.95), calibrations)
@@ -301,97 +268,86 @@ def test_report_text():
     )
 
 
-# Calibration --------------------------------------------------------------------------------------
+# The first candidates -----------------------------------------------------------------------------
 
 
-def gradient(fitted: Calibration, positives, negatives) -> np.ndarray:
-    """Of Platt's loss, both sides of one weight; zero at the optimum. The slope's is in units of spread."""
-    scores = np.concatenate([positives, negatives])
-    high, low = (len(positives) + 1) / (len(positives) + 2), 1 / (len(negatives) + 2)
-    targets = np.array([high] * len(positives) + [low] * len(negatives))
-    weights = np.array([1 / len(positives)] * len(positives) + [1 / len(negatives)] * len(negatives))
-    error = weights * (expit(fitted.slope * scores + fitted.offset) - targets)
-    return np.array([(error * (scores - scores.mean())).sum() / scores.std(), error.sum()])
+def test_only_the_first_candidates_are_drawn_from():
+    """Those that `skip` leaves out are among the first; what is missing comes from the whole corpus."""
+    queries = make_queries(100)
+    qrels = {query.id: {"p3": 1} for query in queries}
+    run = {query.id: make_hits(query.id, list(PASSAGES)) for query in queries}
+    groups = ids_of(Miner(PASSAGES, qrels, 3, 1).undenoised(queries, run, first=6))
+    assert {i for _, *others in groups for i in others} == {"p0", "p1", "p2", "p4", "p5"}
+    groups = ids_of(Miner(PASSAGES, qrels, 2, 1).undenoised(queries, run, skip=1, first=5))
+    assert {i for _, *others in groups for i in others} == {"p1", "p2", "p4"}
+    miner = Miner(PASSAGES, qrels, 4, 1)
+    list(miner.undenoised(queries[:1], run, first=4))
+    assert miner.report.filled == 1
 
 
-def test_calibration_separates():
-    generator = np.random.default_rng(1)
-    positives, negatives = generator.normal(105, 1, 50), generator.normal(100, 1, 400)
-    fitted = Calibration.fit(positives, negatives)
-    chances = [[fitted.probability(score) for score in side] for side in (positives, negatives)]
-    assert np.median(chances[0]) > 0.9
-    assert np.median(chances[1]) < 0.1
-    assert fitted.probability(90) < fitted.probability(100) < fitted.probability(110)
-    assert np.abs(gradient(fitted, positives, negatives)).max() < 1e-4
+# A policy of one's own ----------------------------------------------------------------------------
 
 
-def test_separable_scores_have_a_finite_answer():
-    fitted = Calibration.fit([2.0, 3.0], [-1.0, -2.0])
-    assert 0.5 < fitted.probability(3.0) < 1
-    assert np.abs(gradient(fitted, [2.0, 3.0], [-1.0, -2.0])).max() < 1e-4
+def ambiguous(miner, queries, *, candidates, scored=None, width=1.0):
+    """SimANS (Zhou et al., EMNLP 2022): negatives whose score is near that of the positive."""
+    for query in queries:
+        positive = miner.positive(query)
+        scores = {hit.passage_id: hit.score for hit in candidates[query.id]}
+        pool = miner.without_positives(query, scores)
+        keys = {i: miner.random.random() ** np.exp(width * (scores[i] - scores[positive]) ** 2) for i in pool}
+        nearest = sorted(pool, key=keys.get, reverse=True)[: miner.negatives]
+        negatives = miner.fill_up(query, nearest)
+        yield miner.group(query, positive, negatives, "random", scored and scored[query.id])
 
 
-def test_scores_that_say_nothing_give_even_chances():
-    """However many candidates there are for a positive."""
-    fitted = Calibration.fit([1.0] * 10, [1.0] * 30)
-    assert fitted.probability(1.0) == pytest.approx((11 / 12 + 1 / 32) / 2, abs=1e-4)
+def test_a_policy_is_built_of_the_parts_of_a_miner():
+    queries = make_queries(60)
+    qrels = {query.id: {"p5": 1, "p6": 1, "p7": 0} for query in queries}
+    run = {query.id: make_hits(query.id, list(PASSAGES)) for query in queries}
+    miner = Miner(PASSAGES, qrels, 2, 1)
+    groups = list(ambiguous(miner, queries, candidates=run))
+    check_groups(groups, qrels, 2, "random")
+    assert miner.report.groups == {"random": 60}
+    drawn = np.array([[int(i[1:]) for i in ids] for ids in ids_of(groups)])
+    assert set(drawn[:, 0]) == {5, 6}
+    assert np.median(np.abs(drawn[:, 1:] - drawn[:, :1])) <= 2  # of 13 others, the nearest ranks
+    assert all(group.scores is None for group in groups)
+    again = list(ambiguous(Miner(PASSAGES, qrels, 2, 1), queries, candidates=run))
+    assert again == groups
 
 
-@given(
-    st.lists(st.floats(-5, 5), min_size=1, max_size=30),
-    st.lists(st.floats(-5, 5), min_size=1, max_size=30),
-    st.sampled_from([0.01, 1.0, 100.0]),
-    st.sampled_from([0.0, -5.0, 30.0]),
-)
-def test_calibration_is_the_optimum(positives, negatives, scale, shift):
-    """Whatever the unit and the zero of the scores: a model trained on lists may choose any."""
-    positives, negatives = (scale * (np.array(side) + shift) for side in (positives, negatives))
-    assume(np.concatenate([positives, negatives]).std() > 0.1 * scale)
-    fitted = Calibration.fit(positives, negatives)
-    assert np.abs(gradient(fitted, positives, negatives)).max() < 1e-3
+def test_a_policy_can_fill_up_and_give_teacher_scores():
+    [query] = make_queries(1)
+    miner = Miner(PASSAGES, {"q0": {"p0": 1}}, 4, 1)
+    scored = {"q0": {passage_id: float(i) for i, passage_id in enumerate(PASSAGES)}}
+    candidates = {"q0": make_hits("q0", ["p0", "p2"])}
+    [group] = ambiguous(miner, [query], candidates=candidates, scored=scored)
+    check_groups([group], miner.qrels, 4, "random")
+    assert "p2" in ids_of([group])[0]
+    assert group.scores == tuple(float(passage.id[1:]) for passage in group.passages)
 
 
-@pytest.mark.parametrize(("positives", "negatives"), [([], [1.0]), ([1.0], []), ([], [])])
-def test_calibration_needs_both_sides(positives, negatives):
-    message = f"both sides: {len(positives)} positives, {len(negatives)} negatives"
-    with pytest.raises(ValueError, match=message):
-        Calibration.fit(positives, negatives)
+def test_a_passage_without_teacher_score_is_an_error():
+    miner = Miner(PASSAGES, {"q0": {"p0": 1}}, 1, 1)
+    with pytest.raises(ValueError, match="query q0: the teacher has not scored passage p3"):
+        miner.group(make_queries(1)[0], "p0", ["p3"], "random", {"p0": 1.0})
+    assert miner.report.groups == {}
 
 
-@given(worlds())
-def test_calibration_of_a_run(world):
-    """Passages judged 0 are on the side of those that nobody judged."""
-    _, qrels, run = world
-    sides: dict[bool, list[float]] = {True: [], False: []}
-    for query_id, hits in run.items():
-        for hit in hits:
-            sides[hit.passage_id in positives(qrels, query_id)].append(hit.score)
-    if sides[True] and sides[False]:
-        assert calibrate(run, qrels, 1) == Calibration.fit(sides[True], sides[False])
-    else:
-        with pytest.raises(ValueError, match=f"{len(sides[True])} positives, {len(sides[False])} negatives"):
-            calibrate(run, qrels, 1)
+def test_a_query_without_labelled_positive_is_an_error():
+    miner = Miner(PASSAGES, {"q0": {"p0": 0}}, 1, 1)
+    for query in make_queries(2):
+        with pytest.raises(ValueError, match=f"query {query.id} has no labelled positive"):
+            miner.positive(query)
 
 
-def test_calibration_of_a_long_run(monkeypatch):
-    """A sample will do, and the seed decides which."""
-    monkeypatch.setattr(miner_module, "_CALIBRATION_SCORES", 20)
-    generator = np.random.default_rng(1)
-    run = {
-        f"q{i}": make_hits(f"q{i}", list(PASSAGES), generator.normal(size=SIZE).tolist()) for i in range(20)
-    }
-    qrels = {query_id: dict.fromkeys(list(PASSAGES)[:7], 1) for query_id in run}
-    fits = [calibrate(run, qrels, seed) for seed in (1, 1, 2)]
-    assert fits[0] == fits[1] != fits[2]
-
-
-@given(st.lists(st.floats(-9, 9), min_size=1, max_size=SIZE), calibrations)
-def test_scores_are_described_by_their_range(scores, calibration):
-    text = describe_scores({"q0": make_hits("q0", list(PASSAGES)[: len(scores)], scores)}, calibration)
-    low, high = (calibration.probability(score) for score in (min(scores), max(scores)))
-    assert f"probabilities of {len(scores)} candidates are {low:.3f} to {high:.3f}, half of them" in text
-    assert "rocketqa mine --report" in text
-
-
-def test_no_scores_to_describe():
-    assert describe_scores({"q0": []}, Calibration()) == "There are no candidates: retrieve more."
+def test_parts_keep_order_and_leave_their_input_alone():
+    miner = Miner(PASSAGES, {"q0": {"p0": 1, "p4": 2, "p5": 0}}, 5, 1)
+    [query] = make_queries(1)
+    assert miner.without_positives(query, ["p5", "p4", "p1", "p0"]) == ["p5", "p1"]
+    drawn = ["p5", "p1"]
+    filled = miner.fill_up(query, drawn)
+    assert drawn == ["p5", "p1"] == filled[:2]
+    assert len({*filled}) == 5
+    assert not {"p0", "p4"} & {*filled}
+    assert miner.fill_up(query, filled) == filled

@@ -22,7 +22,7 @@ packed = st.lists(
 
 
 @given(packed)
-def test_collate_pads_every_row_to_the_longest(sequences: list[Packed]) -> None:
+def test_collate_pads_every_row_to_the_longest(sequences):
     batch = collate(sequences, pad_id=77)
     longest = max(len(sequence.token_ids) for sequence in sequences)
     assert batch.token_ids.shape == batch.type_ids.shape == [len(sequences), longest]
@@ -39,7 +39,7 @@ def test_collate_pads_every_row_to_the_longest(sequences: list[Packed]) -> None:
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 9))
-def test_buckets_hold_every_row_once_the_longest_first(lengths: list[int], max_rows: int) -> None:
+def test_buckets_hold_every_row_once_the_longest_first(lengths, max_rows):
     buckets = [rows.tolist() for rows in length_buckets(lengths, max_rows)]
     assert sorted(row for rows in buckets for row in rows) == list(range(len(lengths)))
     longest_first = [lengths[row] for rows in buckets for row in rows]
@@ -47,17 +47,17 @@ def test_buckets_hold_every_row_once_the_longest_first(lengths: list[int], max_r
     assert all(len(rows) == max_rows for rows in buckets[:-1])
 
 
-def test_buckets_of_nothing_are_none() -> None:
+def test_buckets_of_nothing_are_none():
     assert list(length_buckets([], 4)) == []
 
 
-def test_buckets_are_row_numbers_of_numpy() -> None:
+def test_buckets_are_row_numbers_of_numpy():
     (rows,) = length_buckets([3, 9, 5], 4)
     assert isinstance(rows, np.ndarray)
     assert rows.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("max_rows", [0, -1])
-def test_buckets_of_no_rows_are_refused(max_rows: int) -> None:
+def test_buckets_of_no_rows_are_refused(max_rows):
     with pytest.raises((AssertionError, ValueError)):
         list(islice(length_buckets([3, 9, 5], max_rows), 9))

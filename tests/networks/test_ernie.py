@@ -16,7 +16,7 @@ from rocketqa_paddle.networks.tokenization import Packed
 
 
 @pytest.fixture
-def network(tiny_config: ErnieConfig) -> Ernie:
+def network(tiny_config):
     return randomised(Ernie(tiny_config))
 
 
@@ -41,14 +41,14 @@ def states(network: Ernie, *sequences: Packed) -> np.ndarray:
 
 
 @pytest.mark.parametrize("others", [[9], [64], [5, 30, 6]])
-def test_padding_does_not_change_the_states_of_a_row(network: Ernie, others: list[int]) -> None:
+def test_padding_does_not_change_the_states_of_a_row(network, others):
     row = sequence(5, seed=1)
     alone = states(network, row)[0]
     together = states(network, row, *(sequence(n, seed=n) for n in others))[0, :5]
     np.testing.assert_allclose(together, alone, atol=2e-6)
 
 
-def test_the_content_of_padding_does_not_matter(network: Ernie) -> None:
+def test_the_content_of_padding_does_not_matter(network):
     token_ids = np.array([[6, 7, 8, 9], [6, 7, 1, 2]])
     mask = paddle.to_tensor([[True] * 4, [True, True, False, False]])
     types = paddle.zeros([2, 4], dtype="int64")
@@ -60,7 +60,7 @@ def test_the_content_of_padding_does_not_matter(network: Ernie) -> None:
     assert np.abs(without_mask - one).max() > 1e-2
 
 
-def test_order_and_sentence_types_matter(network: Ernie) -> None:
+def test_order_and_sentence_types_matter(network):
     row = Packed([6, 7, 8, 9], [0, 0, 1, 1])
     base = states(network, row)[0, 0]
     for changed in (Packed([6, 8, 7, 9], row.type_ids), Packed(row.token_ids, [0, 1, 1, 1])):
@@ -71,7 +71,7 @@ def test_order_and_sentence_types_matter(network: Ernie) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_plain_attention_equals_paddles_own(masked: bool) -> None:
+def test_plain_attention_equals_paddles_own(masked):
     rng = np.random.default_rng(0)
     shape, mask = (3, 7, 2, 5), None
     if masked:
@@ -84,7 +84,7 @@ def test_plain_attention_equals_paddles_own(masked: bool) -> None:
             paddle.to_tensor(2 * rng.standard_normal(shape).astype(np.float32), stop_gradient=False)
             for _ in range(3)
         ]
-        output = attend(*qkv, mask, 0.0, True)
+        output = attend(*qkv, mask, 0.0)
         (output**2).sum().backward()
         outputs.append(output.numpy())
         gradients.append([x.grad.numpy() for x in qkv])
@@ -94,13 +94,11 @@ def test_plain_attention_equals_paddles_own(masked: bool) -> None:
         np.testing.assert_allclose(plain, fused, atol=2e-5)
 
 
-def test_a_masked_key_has_no_weight_at_all() -> None:
+def test_a_masked_key_has_no_weight_at_all():
     q = paddle.ones([1, 2, 1, 4])
     v = paddle.to_tensor([[[[1.0] * 4], [[1e6] * 4]]])
     mask = paddle.to_tensor([[0.0, ernie.MASKED]])
-    np.testing.assert_array_equal(
-        ernie._plain_attention(q, q, v, mask, 0.0, False).numpy(), np.ones((1, 2, 1, 4))
-    )
+    np.testing.assert_array_equal(ernie._plain_attention(q, q, v, mask, 0.0).numpy(), np.ones((1, 2, 1, 4)))
 
 
 # Training ---------------------------------------------------------------------------------------
@@ -115,9 +113,7 @@ def gradients(network: Ernie, batch: Batch) -> Iterator[np.ndarray]:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("lengths", [[6, 6], [6, 3]], ids=["unpadded", "padded"])
-def test_recompute_changes_neither_outputs_nor_gradients(
-    tiny_config: ErnieConfig, lengths: list[int], dropout: float
-) -> None:
+def test_recompute_changes_neither_outputs_nor_gradients(tiny_config, lengths, dropout):
     batch = collate([sequence(n, seed=n) for n in lengths], pad_id=0)
     kept, recomputed = (randomised(Ernie(tiny_config, dropout, use)) for use in (False, True))
     recomputed.set_state_dict(kept.state_dict())
@@ -131,9 +127,7 @@ def test_recompute_changes_neither_outputs_nor_gradients(
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_recompute_runs_the_layers_again_in_the_backward_pass(
-    tiny_config: ErnieConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recompute_runs_the_layers_again_in_the_backward_pass(tiny_config, monkeypatch):
     calls: list[int] = []
     forward = ernie.Block.forward
     monkeypatch.setattr(ernie.Block, "forward", lambda *args: calls.append(1) or forward(*args))
@@ -146,7 +140,7 @@ def test_recompute_runs_the_layers_again_in_the_backward_pass(
     assert len(calls) == tiny_config.num_layers
 
 
-def test_dropout_acts_in_training_only(tiny_config: ErnieConfig) -> None:
+def test_dropout_acts_in_training_only(tiny_config):
     with_dropout, without = (Ernie(tiny_config, dropout) for dropout in (0.3, 0.0))
     without.set_state_dict(randomised(with_dropout).state_dict())
     without.train()
@@ -157,7 +151,7 @@ def test_dropout_acts_in_training_only(tiny_config: ErnieConfig) -> None:
     np.testing.assert_array_equal(states(with_dropout, row), states(without, row))
 
 
-def test_attention_weights_are_dropped_too(tiny_config: ErnieConfig) -> None:
+def test_attention_weights_are_dropped_too(tiny_config):
     attention = ernie.Attention(tiny_config, 0.5)
     x = paddle.randn([1, 5, tiny_config.hidden_size])
     attention.train()
@@ -166,7 +160,7 @@ def test_attention_weights_are_dropped_too(tiny_config: ErnieConfig) -> None:
     np.testing.assert_array_equal(attention(x, None).numpy(), attention(x, None).numpy())
 
 
-def test_initial_weights_follow_the_seed_and_the_range(tiny_config: ErnieConfig) -> None:
+def test_initial_weights_follow_the_seed_and_the_range(tiny_config):
     networks = []
     for seed in (1, 1, 2):
         paddle.seed(seed)
@@ -181,23 +175,23 @@ def test_initial_weights_follow_the_seed_and_the_range(tiny_config: ErnieConfig)
 # Limits -----------------------------------------------------------------------------------------
 
 
-def test_a_sequence_longer_than_the_positions_is_refused(network: Ernie) -> None:
+def test_a_sequence_longer_than_the_positions_is_refused(network):
     assert states(network, sequence(64)).shape == (1, 64, 32)
     with pytest.raises(ValueError, match="a sequence of 65 tokens, but the encoder has 64 positions"):
         states(network, sequence(65))
 
 
-def test_heads_must_share_the_hidden_units_equally() -> None:
+def test_heads_must_share_the_hidden_units_equally():
     with pytest.raises(ValueError, match="hidden_size=30 is not a multiple of num_heads=4"):
         ErnieConfig(vocab_size=9, hidden_size=30, num_heads=4)
 
 
-def test_an_unknown_activation_is_refused() -> None:
+def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="activation='swish', expected one of .'gelu', 'relu'."):
         ErnieConfig(vocab_size=9, activation="swish")
 
 
-def test_a_saved_config_reads_the_same_and_names_unknown_keys(tiny_config: ErnieConfig) -> None:
+def test_a_saved_config_reads_the_same_and_names_unknown_keys(tiny_config):
     values = dataclasses.asdict(tiny_config)
     assert ErnieConfig.from_dict(values) == tiny_config
     with pytest.raises(ValueError, match="unknown encoder settings .'layers'."):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceTrainer
 
-from rocketqa_paddle.networks.tokenization import (
-    SPECIAL_TOKENS,
-    Tokenizer,
-    read_vocab,
-    train_vocab,
-    truncate_pair,
-)
+from rocketqa_paddle.networks import tokenization
+from rocketqa_paddle.networks.tokenization import Tokenizer, truncate_pair
+from rocketqa_paddle.networks.vocabulary import SPECIAL_TOKENS, read_vocab, train_vocab
 
 # Rust and Python carry Unicode tables of different ages and disagree on marks and punctuation that came late
 # (U+0C04, U+2E43, ...). So: characters whose category is the same in Unicode 3.2 and now. Capital sigma has
@@ -53,7 +51,7 @@ def visible(text: str) -> list[str]:
 )
 @example(text="ΟΔΟΣ, ΑΣ. ΣΑ Σ", lower_case=True, data=None)
 @example(text="na\u0131\u0307ve Zoë\u2028x\x0by😀!", lower_case=True, data=None)
-def test_word_pieces_equal_the_oracle(text: str, lower_case: bool, data: st.DataObject | None) -> None:
+def test_word_pieces_equal_the_oracle(text, lower_case, data):
     characters = visible(text + unicodedata.normalize("NFD", text.lower()))
     words = "".join(characters) and reference.basic_tokens(text, lower_case)
     vocab = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters)]
@@ -74,40 +72,93 @@ def test_word_pieces_equal_the_oracle(text: str, lower_case: bool, data: st.Data
 
 
 @pytest.mark.parametrize("character", ["\U0002b820", "\U0002b91f"])
-def test_every_han_character_is_a_word(tmp_path: Path, character: str) -> None:
+def test_every_han_character_is_a_word(tmp_path, character):
     vocab = [*SPECIAL_TOKENS, "a", "b", character]
     assert Tokenizer(write_vocab(tmp_path, vocab)).tokenize(f"a{character}b") == ["a", character, "b"]
 
 
 @pytest.mark.xfail(strict=True, reason="lower-casing precedes cleaning, so a control character ends a word")
-def test_sigma_next_to_a_control_character_is_lowered_as_if_the_control_were_gone(tmp_path: Path) -> None:
+def test_sigma_next_to_a_control_character_is_lowered_as_if_the_control_were_gone(tmp_path):
     vocab = [*SPECIAL_TOKENS, *"ασς", *(f"##{c}" for c in "ασς")]
     text = "ΑΣ\x01Α"
     assert Tokenizer(write_vocab(tmp_path, vocab)).tokenize(text) == reference.word_pieces(text, vocab)
 
 
 @pytest.mark.parametrize("length, pieces", [(100, ["x"] + ["##x"] * 99), (101, ["[UNK]"])])
-def test_words_over_100_characters_are_unknown(tokenizer: Tokenizer, length: int, pieces: list[str]) -> None:
+def test_words_over_100_characters_are_unknown(tokenizer, length, pieces):
     assert tokenizer.tokenize("x" * length) == pieces
     assert tokenizer.tokenize("paris " + "x" * length + ".") == ["paris", *pieces, "."]
 
 
-def test_a_special_token_in_a_text_is_ordinary_text(tokenizer: Tokenizer) -> None:
+def test_a_special_token_in_a_text_is_ordinary_text(tokenizer):
     special = {tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id}
     assert not special & set(tokenizer.encode(["a [SEP] b [CLS][PAD]"])[0])
     assert tokenizer.tokenize("[SEP]") == ["[", "s", "##e", "##p", "]"]
 
 
-def test_for_cn_removes_spaces_and_no_other_white_space(vocab: Path) -> None:
+def test_for_cn_removes_spaces_and_no_other_white_space(vocab):
     chinese = Tokenizer(vocab, for_cn=True)
     assert chinese.tokenize("a b  c") == ["a", "##b", "##c"]
     assert chinese.tokenize("a\tb") == ["a", "b"]
     assert chinese.encode(["a b"]) == Tokenizer(vocab).encode(["ab"])
 
 
-def test_lower_case_false_keeps_case_and_accents(tmp_path: Path) -> None:
+def test_lower_case_false_keeps_case_and_accents(tmp_path):
     path = write_vocab(tmp_path, [*SPECIAL_TOKENS, "É", "É", "E"])
     assert Tokenizer(path, lower_case=False).tokenize("É e") == ["É", "[UNK]"]
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokenized(vocab, monkeypatch):
+    """A tokenizer that remembers 3 texts, and the texts that it has tokenized so far."""
+    monkeypatch.setattr(tokenization, "REMEMBERED_TEXTS", 3)
+    tokenizer, seen = Tokenizer(vocab), []
+    ids = tokenizer._pieces.ids
+    monkeypatch.setattr(tokenizer._pieces, "ids", lambda texts: seen.extend(texts) or ids(texts))
+    return tokenizer, seen
+
+
+def test_a_text_met_twice_is_tokenized_once(tokenized, tokenizer):
+    remembering, seen = tokenized
+    texts = ["moon", "", "moon", "what is the moon ?"]
+    expected = [tokenizer.encode([text])[0] for text in texts]
+    for _ in range(2):
+        assert remembering.encode(texts) == expected
+        assert remembering.pack_passages(["moon"], [""], 9) == tokenizer.pack_passages(["moon"], [""], 9)
+    remembering.encode(["moon"])[0].clear()  # what is given out is the caller's own
+    assert remembering.encode(texts) == expected
+    assert seen == ["moon", "", "what is the moon ?"]
+
+
+def test_no_more_texts_than_the_bound_are_remembered_and_the_oldest_is_dropped(tokenized):
+    remembering, seen = tokenized
+    for text in ["a", "b", "c", "d"]:
+        remembering.encode([text])
+        assert len(remembering._memory) <= 3
+    remembering.encode(["b", "c", "d"])
+    assert seen == ["a", "b", "c", "d"]
+    remembering.encode(["a"])  # which drops b
+    remembering.encode(["c", "d", "b"])
+    assert seen == ["a", "b", "c", "d", "a", "b"]
+    assert len(remembering.encode([*"abcdefgh"])) == 8
+    assert len(remembering._memory) == 3
+
+
+def test_threads_may_share_a_tokenizer(tokenized, vocab):
+    remembering, _ = tokenized
+    texts = [f"moon {a}{b}" for a in "abcdef" for b in "uvwxyz"]
+    expected = dict(zip(texts, Tokenizer(vocab).encode(texts), strict=True))
+
+    def encode(offset: int) -> Sequence[bool]:
+        pairs = [[texts[(offset + i) % 36], texts[(7 * offset + 5 * i) % 36]] for i in range(200)]
+        return [remembering.encode(pair) == [expected[text] for text in pair] for pair in pairs]
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(all(right) for right in threads.map(encode, range(6)))
+    assert len(remembering._memory) == 3
 
 
 # Packing ----------------------------------------------------------------------------------------
@@ -116,7 +167,7 @@ ids = st.lists(st.integers(0, 99), max_size=14)
 
 
 @given(ids, ids, st.integers(0, 30))
-def test_truncation_is_that_of_the_naive_loop(first: list[int], second: list[int], limit: int) -> None:
+def test_truncation_is_that_of_the_naive_loop(first, second, limit):
     given_first, given_second = list(first), list(second)
     result = truncate_pair(first, second, limit)
     assert tuple(map(list, result)) == reference.truncate(first, second, limit)
@@ -127,9 +178,7 @@ words = st.lists(st.sampled_from(["paris", "moon", "zzz", "é?", "中", "."]), m
 
 
 @given(words, words, words, st.integers(4, 24))
-def test_packing_has_the_formats_of_the_reference(
-    tokenizer: Tokenizer, query: str, title: str, text: str, length: int
-) -> None:
+def test_packing_has_the_formats_of_the_reference(tokenizer, query, title, text, length):
     q, h, t = tokenizer.encode([query, title, text])
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
 
@@ -146,13 +195,13 @@ def test_packing_has_the_formats_of_the_reference(
         assert len(packed[0].token_ids) <= length
 
 
-def test_an_empty_title_keeps_its_sep(tokenizer: Tokenizer) -> None:
+def test_an_empty_title_keeps_its_sep(tokenizer):
     (packed,) = tokenizer.pack_passages([""], ["moon"], 16)
     moon = tokenizer.encode(["moon"])[0]
     assert packed == ([tokenizer.cls_id, tokenizer.sep_id, *moon, tokenizer.sep_id], [0, 0, 1, 1])
 
 
-def test_rows_keep_their_order_and_unequal_columns_are_refused(tokenizer: Tokenizer) -> None:
+def test_rows_keep_their_order_and_unequal_columns_are_refused(tokenizer):
     titles, texts = ["paris", "", "moon"], ["a", "b", "c"]
     alone = [tokenizer.pack_passages([h], [t], 16)[0] for h, t in zip(titles, texts, strict=True)]
     assert tokenizer.pack_passages(titles, texts, 16) == alone
@@ -165,7 +214,7 @@ def test_rows_keep_their_order_and_unequal_columns_are_refused(tokenizer: Tokeni
 # Vocabulary files -------------------------------------------------------------------------------
 
 
-def test_a_vocabulary_may_give_its_ids(tmp_path: Path) -> None:
+def test_a_vocabulary_may_give_its_ids(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\t7\n[UNK]\t1\r\n[CLS]\t2\n[SEP]\t3\nmoon\t40\nsun\t5\n", encoding="utf-8")
     tokenizer = Tokenizer(path)
@@ -175,25 +224,25 @@ def test_a_vocabulary_may_give_its_ids(tmp_path: Path) -> None:
     assert read_vocab(path)["moon"] == 40
 
 
-def test_a_missing_vocabulary_is_named(tmp_path: Path) -> None:
+def test_a_missing_vocabulary_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.txt: no vocabulary"):
         Tokenizer(tmp_path / "nothing.txt")
 
 
 @pytest.mark.parametrize("missing", SPECIAL_TOKENS[:4])
-def test_a_vocabulary_without_a_special_token_is_refused(tmp_path: Path, missing: str) -> None:
+def test_a_vocabulary_without_a_special_token_is_refused(tmp_path, missing):
     path = write_vocab(tmp_path, [token for token in [*SPECIAL_TOKENS, "a"] if token != missing])
     with pytest.raises(ValueError, match=rf"vocab.txt: the vocabulary has no \[{missing[1:-1]}\]"):
         Tokenizer(path)
 
 
-def test_an_id_that_is_no_number_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_an_id_that_is_no_number_is_refused_with_its_line(tmp_path):
     path = write_vocab(tmp_path, ["[PAD]\t0", "[UNK]\tone"])
-    with pytest.raises(ValueError, match="vocab.txt:2: 'one' is no id"):
+    with pytest.raises(ValueError, match="vocab.txt:2: 'one' is not an id"):
         Tokenizer(path)
 
 
-def test_a_saved_vocabulary_reads_the_same(tmp_path: Path) -> None:
+def test_a_saved_vocabulary_reads_the_same(tmp_path):
     source = tmp_path / "anything.txt"
     source.write_text("[PAD]\t0\n[UNK]\t1\n[CLS]\t2\n[SEP]\t3\nmoon\t9\n", encoding="utf-8")
     (tmp_path / "copy").mkdir()
@@ -202,7 +251,7 @@ def test_a_saved_vocabulary_reads_the_same(tmp_path: Path) -> None:
     assert Tokenizer(tmp_path / "copy" / "vocab.txt").encode(["moon x"]) == [[9, 1]]
 
 
-def test_a_trained_vocabulary_covers_its_corpus(tmp_path: Path) -> None:
+def test_a_trained_vocabulary_covers_its_corpus(tmp_path):
     corpus = ["The moon, the MOON and the café!", "moon tides: 1969"]
     train_vocab(corpus, tmp_path / "vocab.txt", size=200)
     lines = (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()
@@ -216,12 +265,12 @@ def test_a_trained_vocabulary_covers_its_corpus(tmp_path: Path) -> None:
 TIES = [" ".join(f"{a}{b}{a}" for a in "abcdef" for b in "uvwxyz")]  # pairs that are all equally frequent
 
 
-def test_a_trained_vocabulary_keeps_to_its_size(tmp_path: Path) -> None:
+def test_a_trained_vocabulary_keeps_to_its_size(tmp_path):
     train_vocab(TIES, tmp_path / "vocab.txt", size=60)
     assert len((tmp_path / "vocab.txt").read_text().splitlines()) == 60
 
 
-def test_training_a_vocabulary_is_repeatable(tmp_path: Path) -> None:
+def test_training_a_vocabulary_is_repeatable(tmp_path):
     for name in ("one", "two"):
         train_vocab(TIES, tmp_path / name, size=60)
     assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text()
@@ -231,7 +280,7 @@ def test_training_a_vocabulary_is_repeatable(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=["control_symbols", "user_defined_symbols"])
-def sentence_pieces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sentence_pieces(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("spm")
     corpus = [f"the {a} moon shines on {b} water" for a in ("old", "new", "cold") for b in ("hot", "red")]
     with open(folder / "spm.model", "wb") as file:
@@ -252,7 +301,7 @@ def sentence_pieces(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     return folder / "spm.model"
 
 
-def test_sentence_pieces_pack_like_word_pieces(sentence_pieces: Path) -> None:
+def test_sentence_pieces_pack_like_word_pieces(sentence_pieces):
     tokenizer = Tokenizer(sentence_pieces)
     assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id) == (0, 2, 3)
     query, title, text = tokenizer.encode(["the moon", "", "hot water"])
@@ -271,7 +320,7 @@ def test_sentence_pieces_pack_like_word_pieces(sentence_pieces: Path) -> None:
     ]
 
 
-def test_sentence_pieces_are_saved_under_their_own_name(sentence_pieces: Path, tmp_path: Path) -> None:
+def test_sentence_pieces_are_saved_under_their_own_name(sentence_pieces, tmp_path):
     tokenizer = Tokenizer(sentence_pieces)
     assert tokenizer.save(tmp_path) == "spm.model"
     again = Tokenizer(tmp_path / "spm.model")
@@ -279,7 +328,7 @@ def test_sentence_pieces_are_saved_under_their_own_name(sentence_pieces: Path, t
     assert len(again) == len(tokenizer)
 
 
-def test_sentence_pieces_without_special_tokens_are_refused(tmp_path: Path) -> None:
+def test_sentence_pieces_without_special_tokens_are_refused(tmp_path):
     with open(tmp_path / "spm.model", "wb") as file:
         SentencePieceTrainer.train(
             sentence_iterator=iter(["the moon"] * 3),

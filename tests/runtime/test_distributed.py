@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import distributed_worker
 import numpy as np
 import pytest
-import toy
 
 from rocketqa_paddle.runtime import distributed
-from rocketqa_paddle.search.index import VectorIndex, read_texts
+from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.search.texts import PassageTexts
 
-# They add the same to a whole softmax: no gradient but rounding, which Adam blows up to a step.
+# They add the same to all scores of a softmax: their gradient is rounding alone, which Adam scales to a step.
 NO_GRADIENT = (
     "key.bias",
     "retriever.passage.layers.1.ffn_norm.bias",
     "reranker.ernie.layers.1.ffn_norm.bias",
     "reranker.output.bias",
 )
-TIMEOUT = 90  # seconds; the launcher would wait for a hanging rank for ever
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """What one process, this one, computes."""
+    """What this one process computes."""
     folder = tmp_path_factory.mktemp("one")
     found, arrays = distributed_worker.work(folder)
     return folder, json.loads(json.dumps(found)), arrays
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(two_ranks):
     """What each of two ranks computes."""
-    folder = tmp_path_factory.mktemp("two")
-    launch = (sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2")
-    worker = toy.ROOT / "tests" / "distributed_worker.py"
-    done = toy.run(*launch, "--log_dir", folder / "log", worker, folder, cwd=folder, timeout=TIMEOUT)
-    logs = [path.read_text() for path in sorted((folder / "log").glob("workerlog.*"))]
-    assert done.returncode == 0, "\n".join(log[-3000:] for log in logs)
-    found = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    return folder, found, [np.load(folder / f"rank-{rank}.npz") for rank in range(2)]
+    found = [json.loads((two_ranks / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return two_ranks, found, [np.load(two_ranks / f"rank-{rank}.npz") for rank in range(2)]
 
 
 def test_one_process_needs_no_others():
@@ -68,7 +60,7 @@ def test_shards_cover_everything_evenly(monkeypatch, count, ranks):
 
 def test_two_ranks_shard_and_gather(two):
     _, found, _ = two
-    assert [ours["rank"] for ours in found] == [[0, 2, True], [1, 2, False]]
+    assert [rank["rank"] for rank in found] == [[0, 2, True], [1, 2, False]]
     assert found[0]["shards"] == found[1]["shards"]
     for count, parts in enumerate(found[0]["shards"]):
         assert len(parts) == 2
@@ -91,13 +83,13 @@ def test_two_ranks_find_what_one_finds(one, two, name):
 
 @pytest.mark.parametrize("name", ["index", "small"])
 def test_two_ranks_save_one_whole_index(one, two, name):
-    ours, theirs = (VectorIndex.load(result[0] / name, "0123") for result in (one, two))
-    assert theirs.ids == ours.ids
+    single, double = (VectorIndex.load(result[0] / name, "0123") for result in (one, two))
+    assert double.ids == single.ids
     everything = np.eye(16, dtype=np.float32)
     np.testing.assert_allclose(
-        theirs.search(everything, 60)[0], ours.search(everything, 60)[0], rtol=1e-4, atol=1e-4
+        double.search(everything, 60)[0], single.search(everything, 60)[0], rtol=1e-4, atol=1e-4
     )
-    assert read_texts(two[0] / name, theirs.ids) == read_texts(one[0] / name, ours.ids)
+    assert list(PassageTexts(two[0] / name, double.ids)) == list(PassageTexts(one[0] / name, single.ids))
 
 
 def test_gradients_are_averaged_and_a_missing_one_counts_as_zero(two):
@@ -129,11 +121,20 @@ def test_two_ranks_train_as_one_with_twice_the_batch(one, two):
     assert moved > 80
 
 
+def test_ranks_share_the_batches_of_a_sampler(one, two):
+    """Each has its part of a batch, in rank order."""
+    parts = [found["batches"] for found in two[1]]
+    assert [first + second for first, second in zip(*parts, strict=True)] == one[1]["batches"]
+    assert all(len(part) == 3 for rank in parts for part in rank)
+    whole = one[1]["batches"]
+    assert whole[::2] == whole[1::2] != whole[:4]
+
+
 def test_only_rank_0_writes(one, two):
     folder = two[0]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 8]
-    theirs = [json.loads(line) for line in (one[0] / "metrics.jsonl").read_text().splitlines()]
-    for ours, other in zip(rows, theirs, strict=True):
-        assert ours["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+    expected = [json.loads(line) for line in (one[0] / "metrics.jsonl").read_text().splitlines()]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
     assert json.loads((folder / "last" / "state.json").read_text())["step"] == 8

@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 import pytest
 
-from rocketqa_paddle.records import Passage
-from rocketqa_paddle.search.index import VectorIndex, read_texts, write_texts
+from rocketqa_paddle.search import index as index_file
+from rocketqa_paddle.search.index import VectorIndex
 
 IDS = [f"p{i}" for i in range(20)]
 
@@ -45,6 +45,22 @@ def test_search_for_more_than_there_are_gives_all(vectors: np.ndarray) -> None:
     assert sorted(rows[0]) == list(range(20))
 
 
+def test_more_queries_than_are_searched_together(
+    vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = VectorIndex(vectors, IDS)
+    expected = index.search(vectors, 3)
+    for size in (1, 7, 10, 20):
+        monkeypatch.setattr(index_file, "_QUERY_BLOCK", size)
+        for given, whole in zip(index.search(vectors, 3), expected, strict=True):
+            np.testing.assert_allclose(given, whole, rtol=1e-6)
+
+
+def test_no_queries_have_no_hits(vectors: np.ndarray) -> None:
+    scores, rows = VectorIndex(vectors, IDS).search(vectors[:0], 3)
+    assert scores.shape == rows.shape == (0, 3)
+
+
 def test_any_float_array_in_any_memory_order_is_indexed(vectors: np.ndarray) -> None:
     expected = VectorIndex(vectors, IDS).search(vectors, 3)[1]
     for given in (vectors.astype(np.float64), np.asfortranarray(vectors), vectors.repeat(2, axis=0)[::2]):
@@ -65,7 +81,7 @@ def test_an_index_needs_a_vector_for_every_id_and_one_at_least(vectors: np.ndarr
         VectorIndex(vectors[:0], [])
 
 
-def test_vectors_that_are_no_numbers_are_refused(vectors: np.ndarray) -> None:
+def test_vectors_of_nan_are_refused(vectors: np.ndarray) -> None:
     with pytest.raises(ValueError, match="not a number|NaN|nan"):
         VectorIndex(vectors, IDS).search(np.full((1, 8), np.nan, np.float32), 3)
 
@@ -82,7 +98,7 @@ def test_a_saved_index_searches_the_same(folder: Path, vectors: np.ndarray) -> N
         np.testing.assert_array_equal(given, expected)
 
 
-def test_the_label_on_the_box(folder: Path) -> None:
+def test_what_the_folder_holds(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"index.faiss", "ids.txt", "meta.json"}
     assert json.loads((folder / "meta.json").read_text()) == {
         "format_version": 1,
@@ -174,31 +190,8 @@ def test_a_file_that_is_cut_off_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"format_version": 2}, {"dimension": 9}, {"metric": "l2"}])
-def test_a_label_that_does_not_fit_is_refused(folder: Path, change: dict) -> None:
+def test_a_meta_json_that_does_not_fit_is_refused(folder: Path, change: dict) -> None:
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, **change}))
     with pytest.raises(ValueError, match=str(folder)):
         VectorIndex.load(folder)
-
-
-# Texts ------------------------------------------------------------------------------------------
-
-
-def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
-    passages = [
-        Passage("1", "a\ttitle", "two\nlines\r\nand \u2028 more"),
-        Passage("two words", "", '"quotes" and \\ and \x00'),
-        Passage("三", "检索", "🚀 é"),
-    ]
-    write_texts(tmp_path, iter(passages))
-    assert read_texts(tmp_path, {p.id for p in passages}) == {p.id: p for p in passages}
-
-
-def test_only_the_texts_asked_for_are_read(tmp_path: Path) -> None:
-    write_texts(tmp_path, [Passage(i, "", i) for i in "abc"])
-    assert read_texts(tmp_path, {"b", "z"}) == {"b": Passage("b", "", "b")}
-
-
-def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="passages.jsonl: not there; make the index with"):
-        read_texts(tmp_path, {"a"})

@@ -10,15 +10,14 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocketqa_paddle.records import Hit, Passage, Query
+from rocketqa_paddle.networks import forward
+from rocketqa_paddle.records import Hit, Passage
 from rocketqa_paddle.search import retrieval
-from rocketqa_paddle.search.index import VectorIndex, read_texts
+from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.search.texts import PassageTexts
 
 COLLECTION = toy.collection()
 PASSAGES = COLLECTION.passages
-# Texts of 0 to 40 words, so that buckets differ in length and some texts are cut
-TEXTS = [" ".join([passage.text] * (i % 4)) for i, passage in enumerate(PASSAGES.values())]
-TITLES = [passage.title for passage in PASSAGES.values()]
 
 
 @pytest.fixture(scope="module")
@@ -36,67 +35,13 @@ def reranker(tokens):
     return toy.cross(tokens, dropout=0.2)
 
 
-# Encoding -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_encoding_in_buckets_equals_one_by_one(retriever, batch_size):
-    queries = [query.text for query in COLLECTION.splits["train"].queries.values()]
-    both = [
-        (
-            retrieval.encode_passages(retriever, TITLES, TEXTS, batch_size=batch_size),
-            [retrieval.encode_passages(retriever, [a], [b]) for a, b in zip(TITLES, TEXTS, strict=True)],
-        ),
-        (
-            retrieval.encode_queries(retriever, queries, batch_size=batch_size),
-            [retrieval.encode_queries(retriever, [query]) for query in queries],
-        ),
-    ]
-    for together, alone in both:
-        assert together.dtype == np.float32
-        assert together.shape == (len(alone), 16)
-        assert len(np.unique(together.round(4), axis=0)) > len(alone) / 2  # else the order could not show
-        np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
-
-
-def test_scoring_in_buckets_equals_one_by_one(reranker):
-    queries = [f"where is the {colour} {animal}" for colour, animal in toy.PAIRS]
-    together = retrieval.score_pairs(reranker, queries, TITLES, TEXTS, batch_size=8)
-    alone = [
-        retrieval.score_pairs(reranker, [query], [title], [text])
-        for query, title, text in zip(queries, TITLES, TEXTS, strict=True)
-    ]
-    assert together.shape == (60,)
-    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
-
-
-def test_more_rows_than_are_tokenised_together(retriever, monkeypatch):
-    whole = retrieval.encode_passages(retriever, TITLES, TEXTS)
-    monkeypatch.setattr(retrieval, "_CHUNK", 13)
-    np.testing.assert_allclose(retrieval.encode_passages(retriever, TITLES, TEXTS), whole, atol=1e-5)
-
-
-def test_no_rows_at_all(retriever):
-    assert retrieval.encode_queries(retriever, []).shape == (0, 16)
-
-
-def test_no_dropout_while_encoding_and_training_goes_on_after(retriever):
-    retriever.network.train()
-    first = retrieval.encode_passages(retriever, TITLES, TEXTS)
-    assert retriever.network.training
-    assert np.array_equal(retrieval.encode_passages(retriever, TITLES, TEXTS), first)
-    retriever.network.eval()
-    retrieval.encode_passages(retriever, TITLES, TEXTS)
-    assert not retriever.network.training
-
-
 # Search -------------------------------------------------------------------------------------------
 
 
 def brute_force(retriever, queries, k):
-    vectors = retrieval.encode_queries(retriever, [query.text for query in queries.values()])
+    vectors = forward.encode_queries(retriever, [query.text for query in queries.values()])
     columns = zip(*((p.title, p.text) for p in PASSAGES.values()), strict=True)
-    scores = vectors @ retrieval.encode_passages(retriever, *columns).T
+    scores = vectors @ forward.encode_passages(retriever, *columns).T
     ids = list(PASSAGES)
     return {
         query: [(ids[row], line[row]) for row in np.argsort(-line, kind="stable")[:k]]
@@ -141,7 +86,7 @@ def test_a_saved_index_is_the_same_again(retriever, tmp_path):
     again = retrieval.CorpusIndex.load(tmp_path / "index", retriever, PASSAGES)
     assert again.search(queries, 20) == index.search(queries, 20)
     again.save(tmp_path / "copy", retriever.digest())
-    files = ("index.faiss", "ids.txt", "meta.json", "passages.jsonl")
+    files = ("index.faiss", "ids.txt", "meta.json", "passages.jsonl", "passages.offsets.npy")
     for name in files:
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "index" / name).read_bytes(), name
 
@@ -181,10 +126,10 @@ def test_a_saved_index_opens(retriever, tmp_path):
     index.save(tmp_path / "index", "0123")
     opened = VectorIndex.load(tmp_path / "index", "0123")
     assert opened.ids == list(passages)
-    assert read_texts(tmp_path / "index", {"p3", "odd"}) == {"p3": passages["p3"], "odd": passages["odd"]}
+    assert list(PassageTexts(tmp_path / "index", opened.ids)) == list(passages.values())
     queries = COLLECTION.splits["dev"].queries
-    vectors = retrieval.encode_queries(retriever, [query.text for query in queries.values()])
-    assert retrieval.search(opened, vectors, list(queries), 9) == index.search(queries, 9)
+    vectors = forward.encode_queries(retriever, [query.text for query in queries.values()])
+    assert retrieval.to_run(list(queries), opened.ids, *opened.search(vectors, 9)) == index.search(queries, 9)
     with pytest.raises(ValueError, match="made by model 0123, but the checkpoint is 4567"):
         VectorIndex.load(tmp_path / "index", "4567")
 
@@ -232,7 +177,7 @@ def test_merging_numbers_the_hits_anew_and_cuts():
     assert merged == {"q": [Hit("q", "a", 1, 3.0), Hit("q", "c", 2, 2.0)]}
 
 
-def test_merging_one_run_cuts_too():
+def test_merging_one_run_cuts_as_well():
     hits = retrieval.to_hits("q", iter([("a", 3.0), ("b", 1.0)]))
     assert retrieval.merge([{"q": hits}], 1) == {"q": hits[:1]}
 
@@ -254,7 +199,7 @@ def test_rerank_orders_the_first_hits_by_the_cross_encoder(retriever, reranker):
         assert [hit.score for hit in all_hits] == sorted((hit.score for hit in all_hits), reverse=True)
         for hit in hits:
             passage = PASSAGES[hit.passage_id]
-            alone = retrieval.score_pairs(reranker, [queries[query_id].text], [passage.title], [passage.text])
+            alone = forward.score_pairs(reranker, [queries[query_id].text], [passage.title], [passage.text])
             assert hit.score == pytest.approx(float(alone[0]), abs=1e-5)
         moved += [hit.passage_id for hit in hits] != before
     assert moved == len(queries)
@@ -266,32 +211,3 @@ def test_rerank_where_a_query_has_few_hits_or_none(reranker):
     reranked = retrieval.rerank(reranker, run, PASSAGES, queries, 50, progress="")
     assert [hit.passage_id for hits in reranked.values() for hit in hits] == ["p4", "p5"]
     assert retrieval.rerank(reranker, {}, PASSAGES, queries, 5, progress="") == {}
-
-
-# BM25 ---------------------------------------------------------------------------------------------
-
-
-def test_bm25_finds_the_obvious_passage():
-    queries = {i: Query(i, f"find {toy.PAIRS[int(i)][0]} {toy.PAIRS[int(i)][1]}") for i in ("3", "42")}
-    run = retrieval.bm25(PASSAGES, queries, 5)
-    assert {query: hits[0].passage_id for query, hits in run.items()} == {"3": "p3", "42": "p42"}
-    assert [hit.rank for hit in run["3"]] == [1, 2, 3, 4, 5]
-
-
-def test_bm25_reads_titles():
-    passages = {i: dataclasses.replace(PASSAGES[i], title="") for i in list(PASSAGES)[:9]}
-    passages["p5"] = dataclasses.replace(passages["p5"], title="platypus")
-    assert retrieval.bm25(passages, {"q": Query("q", "platypus")}, 9)["q"][0].passage_id == "p5"
-
-
-def test_bm25_drops_what_shares_no_word():
-    queries = {
-        "some": Query("some", "zebra"),
-        "none": Query("none", "xylophone"),
-        "stop": Query("stop", "the of"),
-    }
-    run = retrieval.bm25(PASSAGES, queries, 60)
-    animals = {passage_id for passage_id, passage in PASSAGES.items() if "zebra" in passage.text}
-    assert {hit.passage_id for hit in run["some"]} == animals
-    assert all(hit.score > 0 for hit in run["some"])
-    assert run["none"] == run["stop"] == []

@@ -8,87 +8,36 @@ query-centric one alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rocketqa_paddle.records import Group
-from rocketqa_paddle.runs.denoising import LABELLED, UNLABELLED, DenoisingRun
-from rocketqa_paddle.runs.stages import ALL, Selection, Stage
-from rocketqa_paddle.runs.warmup import training_work
-from rocketqa_paddle.settings import PairSettings
-
-_TEACHERS = ("teacher_retriever", "teacher_reranker")
-
-
-def train(settings: PairSettings, selection: Selection = ALL) -> None:
-    """Run the whole system in `settings.output`, or go on where it was stopped."""
-    run = PairRun(settings)
-    run.run(run.stages(), run.complete, selection)
+from rocketqa_paddle.runs.report import report_steps
+from rocketqa_paddle.runs.run import Run
+from rocketqa_paddle.systems.pair.settings import PairSettings
+from rocketqa_paddle.systems.rocketqa.run import (
+    denoised,
+    judged_by,
+    pseudo_labelled,
+    train_first_reranker,
+    train_first_retriever,
+)
 
 
-class PairRun(DenoisingRun):
-    """One run of PAIR."""
+def train(run: Run, s: PairSettings) -> None:
+    """Train the teachers, then the two stages of the paper."""
+    run.measure_initial()
+    retriever = train_first_retriever(run, "teacher_retriever", "teacher", s.teacher_retriever)
+    found = run.search(retriever, run.labelled, s.denoising.depth)
+    reranker = train_first_reranker(run, "teacher_reranker", "teacher", retriever, found, s.teacher_reranker)
+    judge = judged_by(run, reranker, found, s.teacher_reranker, s.denoising)
 
-    settings: PairSettings
-    warmed_up = {
-        "teacher_retriever": {"queries": 0},
-        "teacher_reranker": {"queries": 0, "loss": "list"},
-    }
+    labelled = denoised(run, reranker, found, judge, s.denoising)
+    pseudo = pseudo_labelled(run, reranker, found, judge, s.denoising)
+    if run.unlabelled:
+        found = run.search(retriever, run.unlabelled, s.denoising.depth)
+        unlabelled = pseudo_labelled(run, reranker, found, judge, s.denoising)
+        pseudo, labelled = pseudo + unlabelled, labelled + unlabelled
 
-    def __init__(self, settings: PairSettings) -> None:
-        retriever, reranker = _TEACHERS
-        super().__init__(settings, system="PAIR", retriever=retriever, reranker=reranker)
-
-    @staticmethod
-    def own_training(settings: PairSettings) -> Sequence[str]:
-        """Dotted paths of the settings of what is trained after the warm-up, one an occurrence."""
-        return ["pretraining", "finetuning"]
-
-    def stages(self) -> list[Stage]:
-        """The teachers, then the two stages of the paper."""
-        s, queries = self.settings, len(self.train_split.queries) + len(self.unlabelled.queries)
-        negatives, scored = s.denoising.negatives, s.denoising.scored * queries
-        return [
-            *self.first_stages(("teacher", "teacher"), {**self.labelled_set, **self.unlabelled_set}),
-            self.stage(
-                "pretraining",
-                "stage 1 (pre-training)",
-                self.pretrain,
-                sections=("retriever", "denoising", "pretraining"),
-                after=_TEACHERS,
-                work=training_work("retriever", s.pretraining, queries, negatives, scored),
-                searches={},
-                also=self.unlabelled_facts,
-            ),
-            self.stage(
-                "finetuning",
-                "stage 2 (fine-tuning)",
-                self.finetune,
-                sections=("denoising", "finetuning"),
-                after=(*_TEACHERS, "pretraining"),
-                work=training_work("retriever", s.finetuning, queries, negatives),
-                searches={},
-                also=self.unlabelled_facts,
-            ),
-        ]
-
-    def pretrain(self) -> None:
-        """Stage 1: both similarities, on what the teachers chose for every query."""
-
-        def groups() -> list[Group]:
-            return self.pseudo_groups("pretraining", LABELLED, _TEACHERS[0]) + self._pseudo("pretraining")
-
-        s = self.settings.pretraining
-        self.train_retriever("pretraining", "start", groups, s, {}, alpha=s.alpha)
-
-    def finetune(self) -> None:
-        """Stage 2: the query-centric similarity, on labelled and pseudo-labelled positives."""
-
-        def groups() -> list[Group]:
-            return self.labelled_groups("finetuning") + self._pseudo("finetuning")
-
-        self.train_retriever("finetuning", "pretraining", groups, self.settings.finetuning, {})
-
-    def _pseudo(self, stage: str) -> list[Group]:
-        if not self.unlabelled_set:
-            return []
-        return self.pseudo_groups(stage, UNLABELLED, _TEACHERS[0])
+    initial, title = run.initial_retriever(), "stage 1 (pre-training)"
+    stage1 = run.train_retriever(
+        "pretraining", title, initial, pseudo, s.pretraining, alpha=s.pretraining.alpha
+    )
+    run.train_retriever("finetuning", "stage 2 (fine-tuning)", stage1, labelled, s.finetuning)
+    report_steps(run, "PAIR", first=retriever, reranker=reranker)

@@ -1,83 +1,144 @@
 """RocketQA: cross-batch negatives, denoised hard negatives, data augmentation.
 
-Qu et al., NAACL 2021. Four steps: a first retriever M_D0; a re-ranker M_C on its candidates; a retriever
-M_D1 on hard negatives of M_D0 that M_C has denoised; a retriever M_D2 on those and on unlabelled queries
-for which M_D1 has searched and M_C has judged.
+Qu et al., NAACL 2021. Four steps: a first retriever M_D0; a re-ranker M_C on its candidates; a retriever M_D1
+on hard negatives of M_D0 that M_C has denoised; a retriever M_D2 on those and on unlabelled queries for which
+M_D1 has searched and M_C has judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
-from rocketqa_paddle.records import Group
-from rocketqa_paddle.runs.denoising import DENOISED, UNLABELLED, DenoisingRun
-from rocketqa_paddle.runs.stages import ALL, Selection, Stage
-from rocketqa_paddle.runs.warmup import training_work
-from rocketqa_paddle.settings import RocketQASettings
+from rocketqa_paddle.data.dataset import Corpus, QuerySet
+from rocketqa_paddle.mining.calibration import Calibration, calibrate, check_scores, describe_scores
+from rocketqa_paddle.mining.miner import Miner
+from rocketqa_paddle.records import Group, Query
+from rocketqa_paddle.records import Run as Hits
+from rocketqa_paddle.runs.artefacts import Derived, Groups, StoredRun, TrainedModel
+from rocketqa_paddle.runs.report import report_steps
+from rocketqa_paddle.runs.run import Run
+from rocketqa_paddle.runtime.distributed import say
+from rocketqa_paddle.search.bm25 import bm25
+from rocketqa_paddle.systems.rocketqa.settings import (
+    DenoisingSettings,
+    FirstRerankerSettings,
+    FirstRetrieverSettings,
+    RocketQASettings,
+)
+from rocketqa_paddle.training.reranking import binary_loss, list_loss
+
+_BM25_DEPTH = 100  # as the released data of NQ, which are DPR's
 
 
-def train(settings: RocketQASettings, selection: Selection = ALL) -> None:
-    """Run the whole system in `settings.output`, or go on where it was stopped."""
-    run = RocketQARun(settings)
-    run.run(run.stages(), run.complete, selection)
+def train(run: Run, s: RocketQASettings) -> None:
+    """Train the four steps of the paper; without unlabelled queries, three."""
+    run.measure_initial()
+    m_d0 = train_first_retriever(run, "step1", "step 1 (M_D0)", s.step1)
+    found = run.search(m_d0, run.labelled, s.denoising.depth)
+    m_c = train_first_reranker(run, "step2", "step 2 (M_C)", m_d0, found, s.step2)
+    judge = judged_by(run, m_c, found, s.step2, s.denoising)
+
+    hard = denoised(run, m_c, found, judge, s.denoising)
+    data = hard if s.step3.denoise else undenoised(run, found, s.denoising)
+    begin: dict[str, Any] = {"init": run.initial_retriever(), "step1": m_d0}
+    m_d1 = run.train_retriever("step3", "step 3 (M_D1)", begin[s.step3.init], data, s.step3)
+
+    if run.unlabelled:
+        found, begin["step3"] = run.search(m_d1, run.unlabelled, s.denoising.depth), m_d1
+        pseudo = pseudo_labelled(run, m_c, found, judge, s.denoising)
+        run.train_retriever("step4", "step 4 (M_D2)", begin[s.step4.init], hard + pseudo, s.step4)
+    report_steps(run, "RocketQA", first=m_d0, reranker=m_c)
 
 
-class RocketQARun(DenoisingRun):
-    """One run of RocketQA. Without unlabelled queries it ends with step 3."""
+def train_first_retriever(run: Run, step: str, title: str, s: FirstRetrieverSettings) -> TrainedModel:
+    """Train on labelled positives with cross-batch negatives, and a few of the corpus or of BM25."""
+    queries, candidates, easy = run.deal().take("queries", s.queries), {}, s.negatives
+    if s.init and not len(queries):
+        run.initials.check_as_it_is(s.init, f"{step}.init")
+    if s.candidates == "bm25":
+        candidates, easy = run.derive(_bm25, queries=queries, corpus=run.corpus), 0
+    groups = run.mine(Miner.undenoised, queries, negatives=s.negatives, candidates=candidates, easy=easy)
+    return run.train_retriever(step, title, run.initial_retriever(s.init), groups, s)
 
-    settings: RocketQASettings
-    warmed_up = {"step1": {"queries": 0}, "step2": {"queries": 0, "loss": "list"}}
 
-    def __init__(self, settings: RocketQASettings) -> None:
-        super().__init__(settings, system="RocketQA", retriever="step1", reranker="step2")
+def _bm25(queries: QuerySet, corpus: Corpus) -> Hits:
+    return bm25(corpus.passages, queries.queries, _BM25_DEPTH)
 
-    @staticmethod
-    def own_training(settings: RocketQASettings) -> Sequence[str]:
-        """Dotted paths of the settings of what is trained after the warm-up, one an occurrence."""
-        return ["step3", "step4"] if settings.data.unlabelled else ["step3"]
 
-    def stages(self) -> list[Stage]:
-        """The steps of the paper."""
-        s, labelled, unlabelled = self.settings, len(self.train_split.queries), len(self.unlabelled.queries)
-        negatives, scored = s.denoising.negatives, s.denoising.scored
-        steps = self.first_stages(("step 1 (M_D0)", "step 2 (M_C)"), self.labelled_set)
-        steps.append(
-            self.stage(
-                "step3",
-                "step 3 (M_D1)",
-                self.step3,
-                sections=("retriever", "step3", *DENOISED),
-                after=("step1", "step2"),
-                work=training_work("retriever", s.step3, labelled, negatives, scored * labelled),
-                searches=self.unlabelled_set,
-            )
+def train_first_reranker(
+    run: Run, step: str, title: str, retriever: TrainedModel, found: StoredRun, s: FirstRerankerSettings
+) -> TrainedModel:
+    """Train on labelled positives and what the first retriever finds."""
+    queries, easy = run.deal().take("queries", s.queries), s.easy_negatives
+    groups = run.mine(Miner.undenoised, queries, negatives=s.negatives, candidates=found, easy=easy)
+    loss = list_loss if s.loss == "list" else binary_loss
+    return run.train_reranker(step, title, run.initial_reranker(), groups, s, over=retriever, loss=loss)
+
+
+# Denoising, section 3.2, and data augmentation, section 3.3 ---------------------------------------
+
+
+def judged_by(
+    run: Run, reranker: TrainedModel, found: StoredRun, s: FirstRerankerSettings, denoising: DenoisingSettings
+) -> Derived:
+    """What makes probabilities of a re-ranker's scores."""
+    scores, lists = run.score(reranker, found, first=denoising.scored), s.loss == "list"
+    values = {"lists": lists, "below": denoising.negative_below, "seed": run.settings.seed}
+    return run.derive(_calibrated, scores=scores, labelled=found.queries, **values)
+
+
+def _calibrated(scores: Hits, labelled: QuerySet, lists: bool, below: float, seed: int) -> Calibration:
+    """Calibrate scores where the re-ranker was trained on lists, and check what comes out.
+
+    Raises:
+        ValueError: the re-ranker cannot tell positives from negatives.
+    """
+    fitted = calibrate(scores, labelled.qrels, seed) if lists else Calibration()
+    if fitted.slope <= 0:
+        raise ValueError(
+            "the re-ranker scores other candidates above labelled positives: "
+            "train it longer, at a higher learning rate, or begin with a trained one"
         )
-        if unlabelled:
-            queries = labelled + unlabelled
-            steps.append(
-                self.stage(
-                    "step4",
-                    "step 4 (M_D2)",
-                    self.step4,
-                    sections=("retriever", "denoising", "step4"),
-                    after=("step1", "step2", "step3"),
-                    work=training_work("retriever", s.step4, queries, negatives, scored * unlabelled),
-                    searches={},
-                    also=self.unlabelled_facts,
-                )
-            )
-        return steps
+    say(check_scores(scores, labelled.qrels, fitted, below))
+    return fitted
 
-    def step3(self) -> None:
-        """M_D1, on denoised hard negatives."""
-        s = self.settings.step3
-        groups = self.labelled_groups if s.denoise else self.undenoised_groups
-        self.train_retriever("step3", s.start, lambda: groups("step3"), s, self.unlabelled_set)
 
-    def step4(self) -> None:
-        """M_D2, on the data of step 3 and pseudo-labelled queries."""
+def denoised(
+    run: Run, reranker: TrainedModel, found: StoredRun, judge: Derived, s: DenoisingSettings, **more: Any
+) -> Groups:
+    """Labelled positives, and negatives among the candidates that the re-ranker rejects."""
+    values = {"deeper": found, "below": s.negative_below, "hardest": s.choose == "hardest"}
+    values = {
+        "policy": Miner.denoised,
+        "scored": run.score(reranker, found, first=s.scored),
+        **values,
+        **more,
+    }
+    return run.mine(queries=found.queries, negatives=s.negatives, calibration=judge, **values)
 
-        def groups() -> list[Group]:
-            return self.labelled_groups("step4") + self.pseudo_groups("step4", UNLABELLED, "step3")
 
-        self.train_retriever("step4", self.settings.step4.start, groups, self.settings.step4, {})
+def pseudo_labelled(
+    run: Run, reranker: TrainedModel, found: StoredRun, judge: Derived, s: DenoisingSettings
+) -> Groups:
+    """Groups whose positive is the re-ranker's choice as well; a labelled positive is never a negative."""
+    more = {"policy": _pseudo, "name": found.queries.name, "above": s.positive_above}
+    return denoised(run, reranker, found, judge, s, **more)
+
+
+def _pseudo(
+    miner: Miner, queries: Iterable[Query], *, name: str, scored: Hits, above: float, **options: Any
+) -> list[Group]:
+    groups = list(miner.pseudo(queries, scored, above=above, **options))
+    if not groups:
+        raise ValueError(
+            f"no query of {name} has a candidate with a probability above {above} and enough "
+            f"negatives. {describe_scores(scored, miner.calibration)}"
+        )
+    return groups
+
+
+def undenoised(run: Run, found: StoredRun, s: DenoisingSettings) -> Groups:
+    """Hard negatives as they are, to compare."""
+    queries = found.queries
+    return run.mine(Miner.undenoised, queries, negatives=s.negatives, candidates=found, first=s.scored)

@@ -1,0 +1,39 @@
+"""The command `rocketqa convert`: a model in another maker's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+LARGEST_DIFFERENCE = 1e-4
+"""How far a converted model's outputs may be from the original's."""
+
+
+def convert_model(
+    source: str, target: str, to: Literal["native", "paddlenlp", "huggingface", "reference"] = "native"
+) -> None:
+    """Write a model in another format, and compare the two on sample text.
+
+    Args:
+        source: a published name, a toolkit's JSON, or a folder of any of these formats
+        target: folder to write
+        to: format of the target
+    """
+    from rocketqa_paddle.checkpoints import convert
+
+    found = convert.find(source)
+    folder, new = found.path.resolve(), Path(target).resolve()
+    folder = folder.parent if folder.is_file() else folder
+    if new in (folder, *folder.parents) or folder in new.parents:
+        raise ValueError(f"{target} is where {source} is, or one is inside the other: choose another target")
+    model = convert.read_found(found)
+    convert.write(model, target, to, card=f"Converted from {source}.")
+    difference = convert.largest_difference(model, convert.read(target))
+    if not difference <= LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"{target}: read back, its outputs differ by {difference:.2g} from those of {source}"
+        )
+    print(f"{target}: {model.kind.replace('_', ' ')}, written as {to}")
+    print(f"largest difference on {len(convert.SAMPLE)} sample texts: {difference:.2g}")
+    for note in convert.notes(model, to):
+        print(f"note: {note}")

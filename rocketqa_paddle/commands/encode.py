@@ -1,0 +1,51 @@
+"""The command `rocketqa encode`: texts to vectors in a NumPy file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rocketqa_paddle.data.collections import keyed, read_passages, read_queries
+from rocketqa_paddle.runtime.device import select_device
+
+
+def encode(
+    checkpoint: str,
+    input: str,
+    output: str,
+    kind: Literal["passages", "queries"] = "passages",
+    titles: str | None = None,
+    batch_size: int = 64,
+    use_cuda: bool = False,
+) -> None:
+    """Write the vectors of passages or queries as a NumPy file.
+
+    Args:
+        checkpoint: a retriever: folder, toolkit's JSON or published name
+        input: file of `id TAB text` lines
+        output: where to write: OUTPUT.npy, float32 [n, hidden], and OUTPUT.ids.txt
+        kind: what the input holds
+        titles: file of `id TAB title` lines, for passages
+        batch_size: rows computed together
+        use_cuda: compute on a GPU
+    """
+    from rocketqa_paddle.checkpoints import convert
+    from rocketqa_paddle.networks import forward
+    from rocketqa_paddle.networks.encoders import DUAL
+
+    select_device(use_cuda)
+    model = convert.read(checkpoint, kind=DUAL)
+    if kind == "queries":
+        records = keyed(input, "query", read_queries(input))
+        vectors = forward.encode_queries(model, [q.text for q in records.values()], batch_size=batch_size)
+    else:
+        records = keyed(input, "passage", read_passages(input, titles))
+        columns = [p.title for p in records.values()], [p.text for p in records.values()]
+        vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
+    stem = output.removesuffix(".npy")
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    np.save(f"{stem}.npy", vectors)
+    Path(f"{stem}.ids.txt").write_text("".join(f"{id}\n" for id in records), encoding="utf-8")
+    print(f"{len(records)} vectors of {vectors.shape[1]} dimensions in {stem}.npy")

@@ -1,0 +1,35 @@
+"""The command `rocketqa index`: a corpus to a searchable index."""
+
+from __future__ import annotations
+
+from rocketqa_paddle.data.collections import keyed, read_passages
+from rocketqa_paddle.runtime.device import select_device
+
+
+def index(
+    checkpoint: str,
+    passages: str,
+    output: str,
+    titles: str | None = None,
+    batch_size: int = 64,
+    use_cuda: bool = False,
+) -> None:
+    """Encode a corpus and save it as a searchable index.
+
+    Args:
+        checkpoint: a retriever: folder, toolkit's JSON or published name
+        passages: file of `id TAB text` lines (para.txt)
+        output: index folder to write
+        titles: file of `id TAB title` lines (para.title.txt)
+        batch_size: rows computed together
+        use_cuda: compute on a GPU
+    """
+    from rocketqa_paddle.checkpoints import convert
+    from rocketqa_paddle.networks.encoders import DUAL
+    from rocketqa_paddle.search.retrieval import CorpusIndex
+
+    corpus = keyed(passages, "passage", read_passages(passages, titles))
+    select_device(use_cuda)
+    model = convert.read(checkpoint, kind=DUAL)
+    CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(output, model.digest())
+    print(f"{len(corpus)} passages indexed in {output}")

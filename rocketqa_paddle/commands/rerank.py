@@ -1,0 +1,53 @@
+"""The command `rocketqa rerank`: a run in a re-ranker's order."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rocketqa_paddle.data.collections import read_passages, read_queries
+from rocketqa_paddle.data.runs import first_hits, read_run, write_run
+from rocketqa_paddle.runtime.device import select_device
+
+
+def rerank(
+    checkpoint: str,
+    run: str,
+    queries: str,
+    passages: str,
+    output: str,
+    titles: str | None = None,
+    format: Literal["tsv", "trec"] = "tsv",
+    depth: int = 50,
+    batch_size: int = 64,
+    use_cuda: bool = False,
+) -> None:
+    """Order the best passages of a run by a re-ranker and write the new run.
+
+    Args:
+        checkpoint: a re-ranker: folder, toolkit's JSON or published name
+        run: run to re-rank (TREC, or `qid pid rank score`)
+        queries: file of `id TAB text` lines
+        passages: file of `id TAB text` lines (para.txt)
+        output: run file to write
+        titles: file of `id TAB title` lines (para.title.txt)
+        format: of the new run: `qid TAB pid TAB rank TAB score`, or TREC's six columns
+        depth: passages a query that are scored; the others are left out
+        batch_size: rows computed together
+        use_cuda: compute on a GPU
+    """
+    from rocketqa_paddle.checkpoints import convert
+    from rocketqa_paddle.networks.encoders import CROSS
+    from rocketqa_paddle.search import retrieval
+
+    hits = first_hits(read_run(run), depth)
+    found = {hit.passage_id for query_hits in hits.values() for hit in query_hits}
+    texts = {query.id: query for query in read_queries(queries)}
+    corpus = {p.id: p for p in read_passages(passages, titles) if p.id in found}
+    for name, missing in {queries: hits.keys() - texts.keys(), passages: found - corpus.keys()}.items():
+        if missing:
+            raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {min(missing)!r}")
+    select_device(use_cuda)
+    model = convert.read(checkpoint, kind=CROSS)
+    ordered = retrieval.rerank(model, hits, corpus, texts, depth, batch_size=batch_size)
+    write_run(output, ordered, format)
+    print(f"{len(hits)} queries re-ranked in {output}")

@@ -1,0 +1,70 @@
+"""The command `rocketqa train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from jsonargparse import ArgumentParser
+
+from rocketqa_paddle.commands.flags import CONFIG, let_switches_stand_alone
+from rocketqa_paddle.runs.selection import Selection
+from rocketqa_paddle.runtime.device import select_device
+from rocketqa_paddle.settings import RunSettings
+from rocketqa_paddle.systems import SYSTEMS, System
+
+FROM_STAGE = "begin with this step; take those before as they are, even if their settings have changed"
+DRY_RUN = "tell the steps, their sizes, and estimates of time and disk; do nothing"
+
+
+def train(system: System, settings: RunSettings, selection: Selection) -> None:
+    """Train a system, on this process or on all that `fleetrun` started."""
+    join_ranks(settings)
+    from rocketqa_paddle.runs.run import Run
+
+    Run(settings).go(system.having(settings), selection)
+
+
+def join_ranks(settings: RunSettings) -> None:
+    """Choose the device of this process, and join the others that `fleetrun` started."""
+    from rocketqa_paddle.runtime import distributed
+
+    select_device(settings.use_cuda, distributed.local_gpu())
+    distributed.init(settings.use_cuda)
+
+
+def parse(arguments: Sequence[str]) -> Callable[[], None]:
+    """Read the command line after `rocketqa train`. A mistake in it exits 2."""
+    parser = _parser(arguments)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    system = SYSTEMS[parsed.system]
+    values = {key: value for key, value in vars(parsed[parsed.system]).items() if key != "config"}
+    selection = Selection(*(values.pop(name) for name in ("from_stage", "until_stage", "dry_run")))
+    return partial(train, system, system.settings(**values), selection)
+
+
+def _parser(arguments: Sequence[str]) -> ArgumentParser:
+    """A parser with a subcommand for every system; only the one that is asked for gets its settings."""
+    parser = ArgumentParser(
+        prog="rocketqa train", description="Train a system from raw text; a stopped run goes on."
+    )
+    subcommands = parser.add_subcommands(required=True, dest="system")
+    for system in SYSTEMS.values():
+        own = _system_parser(system) if system.name in arguments else ArgumentParser()
+        description = system.description[0].lower() + system.description[1:].rstrip(".")
+        subcommands.add_subcommand(system.name, own, help=description)
+    return parser
+
+
+def _system_parser(system: System) -> ArgumentParser:
+    usage = f"rocketqa train {system.name} [--config FILE] [--KEY VALUE ...] [--dry-run]"
+    parser = ArgumentParser(usage=usage, description=f"{system.title}: {system.description}")
+    parser.add_argument("--config", action="config", help=CONFIG)
+    parser.add_argument("--from-stage", "--from_stage", type=str, metavar="STEP", help=FROM_STAGE)
+    parser.add_argument(
+        "--until-stage", "--until_stage", type=str, metavar="STEP", help="end after this step"
+    )
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
+    parser.add_class_arguments(system.settings, as_group=False)
+    let_switches_stand_alone(parser)
+    return parser

@@ -1,0 +1,300 @@
+"""What every reader and writer of data files shares: lines and columns, JSON, checked values, rows.
+
+Readers are generators that hold one line or one JSON object at a time, so a mistake on line 17 is raised when
+line 17 is reached. They all follow these rules:
+
+- Text is UTF-8. A byte-order mark, CRLF line ends, gzip compression and empty lines at the very end are
+  accepted. An empty line anywhere else is an error.
+- TSV has no quoting: a tab always ends a column. White space is never trimmed, and an id with spaces around
+  it is an error.
+- Titles are kept as they are. The RocketQA files write `-` for a missing title, and the reference feeds that
+  dash to its networks, so its models expect it
+  (research/RocketQA_NAACL2021/data_process/construct_marco_train_de.py).
+- A query needs a text, and a passage needs a title or a text.
+
+A file that breaks its format raises `FormatError`; a missing file raises `FileNotFoundError`. A writer raises
+`ValueError` for a text that the format could not give back exactly. It replaces an existing file only when
+the new one is complete.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ijson
+
+from rocketqa_paddle.records import Passage, Query
+from rocketqa_paddle.runtime import storage
+
+FilePath = str | os.PathLike[str]
+Columns = tuple[str, ...]
+
+NO_TITLE = "-"
+
+_BLOCK = 1 << 16  # bytes of a JSON list that are read at once
+
+
+class FormatError(ValueError):
+    """A data file breaks its format: `path:line: what was given, what is allowed, the remedy`."""
+
+
+class Place(NamedTuple):
+    """A line of a file, or an object of a JSON list. Its methods check what was read there."""
+
+    path: FilePath
+    number: int
+    unit: str | None = None
+    """What `number` counts (from 1), if not lines. The error then reads `path: object 17: ...`."""
+
+    def wrong(self, problem: str) -> FormatError:
+        """Return the error to raise for a problem at this place."""
+        number = f" {self.unit} {self.number}" if self.unit else f"{self.number}"
+        return FormatError(f"{os.fspath(self.path)}:{number}: {problem}")
+
+    def not_utf8(self, error: UnicodeDecodeError) -> FormatError:
+        """Return the error to raise for text at this place that is not UTF-8."""
+        byte = error.object[error.start]
+        return self.wrong(f"byte 0x{byte:02x} is not UTF-8; convert the file, e.g. iconv -f GB18030 -t UTF-8")
+
+    def id(self, noun: str, id: str) -> str:
+        """Check an id."""
+        if not id or id != id.strip():
+            raise self.wrong(f"{noun} id {id!r}, expected one that is not empty, without spaces around it")
+        return id
+
+    def query(self, id: str, text: str) -> Query:
+        """Make a query, which must have a text."""
+        if not text.strip():
+            raise self.wrong(f"query {id!r} has no text; write one or remove the query")
+        return Query(self.id("query", id), text)
+
+    def passage(self, id: str, title: str, text: str, may_be_empty: bool = False) -> Passage:
+        """Make a passage, which must have a title or a text."""
+        passage = Passage(self.id("passage", id), title, text)
+        if is_empty(passage) and not may_be_empty:
+            raise self.wrong(f"passage {id!r} has neither title nor text; write one or remove the passage")
+        return passage
+
+    def integer(self, noun: str, text: str) -> int:
+        """Read an integer."""
+        try:
+            return int(text)
+        except ValueError:
+            raise self.wrong(f"{noun} {text!r}, expected an integer") from None
+
+    def label(self, text: str) -> int:
+        """Read a label, which is 0 or 1."""
+        if text not in ("0", "1"):
+            raise self.wrong(f"label {text!r}, expected 0 or 1 in the last column")
+        return int(text)
+
+    def string(self, item: dict, *names: str, default: str | None = None) -> str:
+        """Return the first of the named values that a JSON object has; an integer (an id) becomes text."""
+        for name in names:
+            value = item.get(name)
+            if isinstance(value, str):
+                return value
+            if isinstance(value, int) and not isinstance(value, bool):
+                return str(value)
+            if value is not None:
+                raise self.wrong(f'"{name}" is a {type(value).__name__}, expected a string')
+        if default is None:
+            raise self.wrong(f'no "{names[0]}" in an object of {", ".join(item) or "nothing"}')
+        return default
+
+    def objects(self, item: dict, name: str, required: bool = False) -> list[dict]:
+        """Return the named value of a JSON object, a list of objects; it is empty if there is none."""
+        value = item.get(name, None if required else [])
+        if not isinstance(value, list) or not all(isinstance(element, dict) for element in value):
+            given = type(value).__name__ if name in item else "missing"
+            raise self.wrong(f'"{name}" is {given}, expected a list of objects')
+        return value
+
+
+def is_empty(passage: Passage) -> bool:
+    """Whether a passage has neither title nor text."""
+    return not passage.text.strip() and passage.title.strip() in ("", NO_TITLE)
+
+
+def missing(path: Path) -> FileNotFoundError:
+    """Return the error to raise for a file that does not exist; it lists files with similar names."""
+    if path.is_dir():
+        return FileNotFoundError(f"{path}: this is a folder, expected a file")
+    if not path.parent.is_dir():
+        return FileNotFoundError(f"{path}: no such file, and no folder {path.parent}")
+    return FileNotFoundError(f"{path}: no such file; the folder has {names_near(path)}")
+
+
+def names_near(path: Path) -> str:
+    """List names in a file's folder that are like the file's own, or else the first few."""
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    near = get_close_matches(path.name, names, n=5, cutoff=0.4) or names[:5]
+    return ", ".join(near) or "no files"
+
+
+# Lines and columns --------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_bytes(path: FilePath) -> Iterator[BinaryIO]:
+    """Open a file for reading and decompress it if it is gzipped, whatever its name."""
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        raise missing(path)
+    with path.open("rb") as raw:
+        compressed = raw.peek(2)[:2] == b"\x1f\x8b"  # no UTF-8 text begins with these
+        try:
+            yield gzip.GzipFile(fileobj=raw) if compressed else raw
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FormatError(f"{path}: broken gzip file ({error}); fetch or compress it again") from error
+
+
+def lines(path: FilePath) -> Iterator[tuple[Place, str]]:
+    """Yield the lines of a text file, without line ends, and the place of each."""
+    empty = None
+    with open_bytes(path) as stream:
+        for number, raw in enumerate(stream, 1):
+            place = Place(path, number)
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise place.not_utf8(error) from error
+            if not line.strip():
+                empty = empty or place
+            elif empty:
+                raise empty.wrong("empty line before the end of the file; remove it")
+            else:
+                yield place, line.removesuffix("\n").removesuffix("\r")
+
+
+def table(
+    path: FilePath,
+    *layouts: Columns,
+    by_space: bool = False,
+    remedy: str = "put one tab between columns, and none inside a text",
+) -> Iterator[tuple[Place, list[str]]]:
+    """Yield the columns of each line of a file and the line's place.
+
+    A file has the columns of one of the `layouts`; the first line decides which. With `by_space`, white space
+    separates the columns of a line without a tab. `remedy` is the advice on a wrong number of columns.
+    """
+    allowed = {len(columns): columns for columns in layouts}
+    for place, line in lines(path):
+        fields = line.split() if by_space and "\t" not in line else line.split("\t")
+        if len(fields) not in allowed:
+            expected = " or ".join(f"{count} ({', '.join(names)})" for count, names in allowed.items())
+            given = f"{len(fields)} column{'s' * (len(fields) != 1)}"
+            raise place.wrong(f"{given}, expected {expected}; {remedy}")
+        if len(allowed) > 1:
+            allowed = {len(fields): allowed[len(fields)]}
+        yield place, fields
+
+
+# JSON ---------------------------------------------------------------------------------------------
+
+
+def json_lines(path: FilePath) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yield the JSON object on each line of a file and its place."""
+    for place, line in lines(path):
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise place.wrong(f"not JSON ({error}); expected one object a line") from error
+        if not isinstance(item, dict):
+            raise place.wrong(f"a JSON {type(item).__name__}, expected one object a line")
+        yield place, item
+
+
+def json_list(path: FilePath) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yield the objects of a JSON list and their places; only one object is in memory at a time."""
+    with open_bytes(path) as stream:
+        chunks = filter(None, _utf8_chunks(stream))  # an empty chunk would stand for the end of the file
+        events = ijson.basic_parse(ijson.from_iter(chunks), use_float=True)
+        with _json_errors(Place(path, 1, "object")):
+            first, _ = next(events)
+        if first != "start_array":
+            raise FormatError(f"{path}: not a JSON list, expected a list of objects; .jsonl has one a line")
+        for number in itertools.count(1):
+            place = Place(path, number, "object")
+            with _json_errors(place):
+                item = _next_value(events)
+            if item is _END:
+                break
+            if not isinstance(item, dict):
+                raise place.wrong(f"a JSON {type(item).__name__}, expected a list of objects")
+            yield place, item
+        with _json_errors(Place(path, number - 1, "text after object")):
+            next(events, None)
+
+
+def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the bytes of a file without the byte-order mark; raise after the last one that is UTF-8."""
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    for data in itertools.chain(iter(lambda: stream.read(_BLOCK), b""), [b""]):
+        try:
+            yield decode(data, final=not data).encode()
+        except UnicodeDecodeError as error:
+            yield error.object[: error.start]
+            raise
+
+
+@contextmanager
+def _json_errors(place: Place) -> Iterator[None]:
+    """Turn the errors of the JSON parser into a `FormatError` at a place."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise place.not_utf8(error) from error
+    except ijson.JSONError as error:
+        text = error.args[0]  # bytes where the parser's excerpt begins or ends inside a character
+        text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        problem, *excerpt = (line.strip() for line in text.splitlines()[:2])
+        near = f", near {excerpt[0]!r}" if any(excerpt) else ""
+        raise place.wrong(f"not JSON ({problem.removesuffix('.')}{near})") from error
+
+
+_END = object()
+
+
+def _next_value(events: Iterator[tuple[str, Any]]) -> Any:
+    """Build the next value of a list from the parser's events; return `_END` where the list ends."""
+    builder, depth = ijson.ObjectBuilder(), 0
+    for event, value in events:
+        depth += event.startswith("start_") - event.startswith("end_")
+        if depth < 0:
+            return _END
+        builder.event(event, value)
+        if not depth:
+            return builder.value
+    raise AssertionError("the parser accepted a list without an end")
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write_lines(path: FilePath, lines: Iterable[tuple[str, str]]) -> None:
+    """Write lines, each given after its name for errors; an older file is replaced when all are written.
+
+    The file is gzipped if its name ends in `.gz`. Missing folders are made.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a file, expected the name of a file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with storage.atomic(path) as new, opener(new, "wt", encoding="utf-8", newline="\n") as stream:
+        for name, line in lines:
+            try:
+                stream.write(f"{line}\n")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{path}: {name} has text that UTF-8 cannot hold ({error})") from error

@@ -1,0 +1,75 @@
+"""The folder `best/` of a run: the search engine made of the models that are best on dev."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rocketqa_paddle import checkpoints
+from rocketqa_paddle.records import Model
+from rocketqa_paddle.runs.artefacts import ModelHandle, TrainedModel
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime.storage import read_json, remove, replacing, sync, write_json
+from rocketqa_paddle.search.retrieval import CorpusIndex
+from rocketqa_paddle.search.texts import OFFSETS, TEXTS
+
+RECORD, INDEX = "steps.json", "index"
+_INDEX_FILES = ("meta.json", "index.faiss", "ids.txt", TEXTS, OFFSETS)
+
+
+class Best:
+    """What the folder `best/` has, and which step of the run folder it came from (`best/steps.json`)."""
+
+    def __init__(self, run: Path, folder: Path) -> None:
+        self.run, self.folder, path = run, folder, folder / RECORD
+        self._models: dict[str, Any] = read_json(path) if path.is_file() else {}
+
+    def has(self, model: ModelHandle) -> bool:
+        """Whether this very model is there, whole, and a retriever with its index."""
+        known = self._models.get(model.kind.value, {}).get("fingerprint") == model.fingerprint
+        files = [f"{model.kind.value}/{file}" for file in checkpoints.CHECKPOINT_FILES]
+        files += [f"{INDEX}/{file}" for file in _INDEX_FILES] if model.kind is Model.RETRIEVER else []
+        return known and all((self.folder / file).is_file() for file in files)
+
+    def keep(self, model: TrainedModel, why: str, index: CorpusIndex | None = None, digest: str = "") -> None:
+        """Copy a model into the folder, a retriever together with its index.
+
+        The two take the places of older ones one right after the other, when both are written. The model's
+        card says why it was chosen; `digest` is that of the model that made the index.
+        """
+        name = model.kind.value
+        self._forget(name)
+        with ExitStack() as stack:
+            if distributed.is_main():
+                new = stack.enter_context(replacing(self.folder / name, marker=checkpoints.CONFIG))
+                shutil.copytree(self.run / model.place, new, dirs_exist_ok=True)
+                checkpoints.set_in_card(new, "Chosen:", why)
+                sync(new)  # the long part, so that the two renames follow each other at once
+            if index is not None:
+                index.save(self.folder / INDEX, digest)
+        self._models[name] = {"step": model.step, "fingerprint": model.fingerprint}
+        self._write()
+
+    def discard_others(self, models: Collection[TrainedModel]) -> None:
+        """Take away what is none of these models: it was made of other values."""
+        fingerprints = {(model.kind.value, model.fingerprint) for model in models}
+        for name, known in list(self._models.items()):
+            if (name, known["fingerprint"]) not in fingerprints:
+                self._forget(name)
+                if distributed.is_main():
+                    for part in (name, INDEX) if name == Model.RETRIEVER.value else (name,):
+                        remove(self.folder / part)
+        distributed.barrier()
+
+    def _forget(self, name: str) -> None:
+        if self._models.pop(name, None):
+            self._write()
+
+    def _write(self) -> None:
+        if distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / RECORD, self._models)
+        distributed.barrier()

@@ -1,0 +1,64 @@
+"""The run folder as a whole: whose it is, and who works in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import yaml
+
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime.storage import locked, write_text
+from rocketqa_paddle.settings import RunSettings
+
+CONFIG, LOCK = "config.yaml", ".lock"
+
+
+def check(folder: Path, settings: RunSettings) -> None:
+    """Refuse a folder with a run of another system or version, or with anything else.
+
+    Raises:
+        ValueError: tells what is in the way.
+    """
+    path = folder / CONFIG
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: choose another --output")
+    if not path.is_file():
+        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            raise ValueError(f"{folder} holds other files (and no {CONFIG}): choose another --output")
+        return
+    if any(folder.glob("*/stage.json")):
+        raise ValueError(
+            f"{folder}: version 0.1 began this run and only it can go on: choose another --output"
+        )
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({error})") from None
+    if not isinstance(before, dict):
+        raise ValueError(f"{path}: expected the settings of a run")
+    if differ := before.keys() ^ dataclasses.asdict(settings).keys():
+        raise ValueError(
+            f"{path}: a run of another system, or version, began this folder (it differs in "
+            f"{', '.join(sorted(differ))}): choose another --output"
+        )
+
+
+@contextmanager
+def claimed(folder: Path, settings: RunSettings) -> Iterator[None]:
+    """Hold the folder for this run alone, and write its settings into `config.yaml`.
+
+    Raises:
+        ValueError: another run is at work in it.
+    """
+    distributed.barrier()  # every rank has read the settings that were there
+    with ExitStack() as stack:
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / LOCK))
+            text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+            write_text(folder / CONFIG, text)
+        distributed.barrier()
+        yield

@@ -1,0 +1,91 @@
+"""The models that a run begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from rocketqa_paddle.checkpoints import initial
+from rocketqa_paddle.data.dataset import Corpus
+from rocketqa_paddle.networks.encoders import Checkpoint, describe
+from rocketqa_paddle.records import Model
+from rocketqa_paddle.runs.artefacts import InitialModel, with_effect
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.settings import RunSettings
+
+
+class Initials:
+    """Reads initial checkpoints, each once, and makes the networks of a run from them.
+
+    The vocabulary of a network from scratch is trained on the corpus and written into the folder `work`.
+    """
+
+    def __init__(self, settings: RunSettings, corpus: Corpus, work: Path) -> None:
+        self.settings, self.corpus, self.work = settings, corpus, work
+        self._read: dict[str, initial.Initial] = {}
+
+    def retriever(self, init: str | None = None) -> InitialModel:
+        """The dual encoder before any training, from the run's initial checkpoint or from another."""
+        s = self.settings.retriever
+        names = ("for_cn", "shared", "pooling", "normalize", "temperature", "dropout")
+        network = {name: getattr(s, name) for name in names} | {"use_recompute": s.recompute}
+
+        def build() -> Checkpoint:
+            weights = self._weights(init or s.init)
+            paddle.seed(self.settings.seed)
+            return initial.retriever(weights, s.query_length, s.passage_length, **network)
+
+        return InitialModel(Model.RETRIEVER, {**with_effect(s), **self._content(init or s.init)}, build)
+
+    def reranker(self) -> InitialModel:
+        """The cross encoder before any training."""
+        s = self.settings.reranker
+        network = {name: getattr(s, name) for name in ("for_cn", "head", "dropout")}
+
+        def build() -> Checkpoint:
+            weights = self._weights(s.init)
+            paddle.seed(self.settings.seed)
+            return initial.reranker(weights, s.length, use_recompute=s.recompute, **network)
+
+        return InitialModel(Model.RERANKER, {**with_effect(s), **self._content(s.init)}, build)
+
+    def check_as_it_is(self, init: str, setting: str) -> None:
+        """Refuse a finished retriever that the run's settings would turn into another.
+
+        Raises:
+            ValueError: tells what differs.
+        """
+        given = None if init in initial.SIZES else self._weights(init)
+        if not isinstance(given, Checkpoint):
+            return
+        is_now, would_be = (
+            {**describe(c.network), **c.lengths} for c in (given, self.retriever(init).value())
+        )
+        differ = [
+            f"{k} {is_now.get(k)}, not {value}" for k, value in would_be.items() if is_now.get(k) != value
+        ]
+        if differ:
+            raise ValueError(
+                f"{setting}: {init} is to serve as it is, but has {'; '.join(differ)}: change the settings "
+                "of retriever, or train it further (queries)"
+            )
+
+    def indexes(self) -> list[Path]:
+        """The indexes that lie beside the initial checkpoints."""
+        beside = (Path(init).parent / "index" for init in self._read)
+        return [index for index in beside if (index / "meta.json").is_file()]
+
+    def _content(self, init: str) -> dict[str, Any]:
+        """An initial checkpoint by its content; that of a size from scratch follows from the corpus."""
+        if init in initial.SIZES and not Path(init).is_dir():
+            return {"size": init, "vocabulary": self.corpus}
+        return {"checkpoint": f"initial checkpoint {initial.fingerprint(self._weights(init))}"}
+
+    def _weights(self, init: str) -> initial.Initial:
+        if init not in self._read:
+            texts = (f"{passage.title} {passage.text}" for passage in self.corpus.passages.values())
+            with distributed.main_first():
+                self._read[init] = initial.read(init, texts, self.work)
+        return self._read[init]

@@ -1,0 +1,102 @@
+"""What a run folder remembers of every step, in `STEP/step.json`: its artefacts and what each was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rocketqa_paddle.runs.artefacts import Stored, changes
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime.storage import read_json, remove, write_json
+
+RECORD = "step.json"
+
+
+class Ledger:
+    """The records of a run folder, read once and kept in memory by every rank; rank 0 writes them.
+
+    An artefact counts as kept if its record says that it was made of the same values and its files are there.
+    The record goes before the files and comes after them, so a crash cannot leave one that speaks of other
+    files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._steps: dict[str, dict[str, Any]] = {}
+        self._there: dict[str, bool] = {}
+
+    def record(self, artefact: Stored) -> dict[str, Any]:
+        """The record of an artefact, empty if there is none.
+
+        Raises:
+            ValueError: the step's folder has files but no records, so it is not ours.
+        """
+        return self._step(artefact.step).get(artefact.piece, {})
+
+    def keeps(self, artefact: Stored) -> bool:
+        """Whether the artefact lies in the folder, made of the same values."""
+        return bool(self.record(artefact)) and not self.reasons(artefact)
+
+    def reasons(self, artefact: Stored) -> list[str]:
+        """Tell why an artefact that was made before is to be made again."""
+        record = self.record(artefact)
+        if record and not self._is_there(artefact):
+            return [f"{artefact.name} is not there"]
+        return changes(record["made_of"], artefact.made_of) if record else []
+
+    def lose(self, artefact: Stored) -> None:
+        """Take an artefact for one that is not there."""
+        self._there[artefact.name] = False
+
+    def trust(self, artefact: Stored) -> None:
+        """Take an artefact as it is, whatever it was made of.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        record = self.record(artefact)
+        if not record or not self._is_there(artefact):
+            raise ValueError(f"{self.folder}: step {artefact.step} is not finished: leave out --from-stage")
+        artefact.made_of = record["made_of"]
+
+    def forget(self, artefact: Stored) -> None:
+        """Drop the record of an artefact, then its files: it is about to be made."""
+        self._step(artefact.step).pop(artefact.piece, None)
+        self._write(artefact.step)  # also the first time, so that the folder is known to be ours
+        self._there[artefact.name] = False
+        if distributed.is_main():
+            path = self.folder / artefact.place
+            remove(path) if path.is_dir() else path.unlink(missing_ok=True)
+        distributed.barrier()
+
+    def keep(self, artefact: Stored, **facts: Any) -> None:
+        """Note that an artefact's files are written, how many processes made it, and more about it."""
+        made = {"made_of": artefact.made_of, "processes": distributed.world_size()}
+        self._step(artefact.step)[artefact.piece] = {**made, **facts}
+        self._there[artefact.name] = True
+        self._write(artefact.step)
+
+    def note(self, artefact: Stored, **facts: Any) -> None:
+        """Add something that was found out about an artefact, such as measures, to its record."""
+        self._step(artefact.step)[artefact.piece].update(facts)
+        self._write(artefact.step)
+
+    def _is_there(self, artefact: Stored) -> bool:
+        if artefact.name not in self._there:
+            self._there[artefact.name] = all((self.folder / file).is_file() for file in artefact.files)
+        return self._there[artefact.name]
+
+    def _step(self, step: str) -> dict[str, Any]:
+        if step not in self._steps:
+            folder, path = self.folder / step, self.folder / step / RECORD
+            has_files = folder.is_dir() and any(file.name[0] != "." for file in folder.iterdir())
+            if not path.is_file() and (has_files or folder.is_file()):
+                raise ValueError(f"{folder} is not a step's (it has no {RECORD}): choose another --output")
+            self._steps[step] = read_json(path) if path.is_file() else {}
+        return self._steps[step]
+
+    def _write(self, step: str) -> None:
+        if distributed.is_main():
+            (self.folder / step).mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / step / RECORD, self._steps[step])
+        distributed.barrier()

@@ -1,0 +1,122 @@
+"""`SearchEngine`: a retriever, its index and perhaps a re-ranker, opened once and searched many times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.networks import forward
+from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
+from rocketqa_paddle.records import Hit, Passages, Query, Result
+from rocketqa_paddle.runtime import device
+from rocketqa_paddle.search import retrieval
+from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.search.texts import PassageTexts
+from rocketqa_paddle.settings import at_least
+
+
+class SearchEngine:
+    """Finds passages for queries. Open one with `SearchEngine.open`."""
+
+    def __init__(
+        self,
+        retriever: Checkpoint,
+        index: VectorIndex,
+        texts: PassageTexts,
+        reranker: Checkpoint | None = None,
+        place: str = "cpu",
+    ) -> None:
+        self._retriever, self._index, self._texts = retriever, index, texts
+        self._reranker, self._place = reranker, place
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        index: str | Path | None = None,
+        reranker: str | Path | Literal[False] | None = None,
+        use_cuda: bool = False,
+    ) -> SearchEngine:
+        """Read the models and open the index; texts stay on the disk until a search finds them.
+
+        Args:
+            checkpoint: the `best` folder of a run (with `retriever/`, `index/` and perhaps `reranker/`), or
+                the retriever that made the index: a folder, a toolkit's JSON or a published name.
+            index: an index folder; by default the one in the `best` folder.
+            reranker: a re-ranker; by default the one in the `best` folder, if any; False goes without.
+            use_cuda: compute on a GPU.
+
+        Raises:
+            FileNotFoundError: a model or a file of the index is not there.
+            ValueError: no index is named, another model made it, it is damaged, a model is of the wrong kind,
+                or there is no GPU.
+        """
+        checkpoint = Path(checkpoint)
+        if (checkpoint / "retriever").is_dir():
+            index = index or checkpoint / "index"
+            if reranker is None and (checkpoint / "reranker").is_dir():
+                reranker = checkpoint / "reranker"
+            checkpoint = checkpoint / "retriever"
+        elif index is None:
+            raise ValueError(
+                f"{checkpoint} has no retriever/ and index/ inside: name the index with index=FOLDER "
+                "(on the command line: --index FOLDER)"
+            )
+        place = device.find_device(use_cuda)
+        with device.using(place):
+            dual = convert.read(checkpoint, kind=DUAL)
+            vectors = VectorIndex.load(index, dual.digest())
+            texts = PassageTexts(index, vectors.ids)
+            cross = convert.read(reranker, kind=CROSS) if reranker else None
+        return cls(dual, vectors, texts, cross, place)
+
+    def search(
+        self, queries: Sequence[str], k: int = 5, depth: int = 20, *, progress: str = ""
+    ) -> list[list[Result]]:
+        """Return the results of every query, in the order of the queries, best first.
+
+        Args:
+            queries: texts, none of them empty.
+            k: passages a query; an index with fewer gives all that it has.
+            depth: passages a query that the re-ranker reads; 0 keeps the retriever's order.
+            progress: name of the re-ranker's progress bar; without it there is none.
+
+        Raises:
+            ValueError: `queries` is no list of strings, a query is empty, `k` is below 1 or `depth` below 0.
+        """
+        texts = check_request(queries, k, depth)
+        depth = depth if self._reranker else 0
+        named = {str(number): Query(str(number), text) for number, text in enumerate(texts)}
+        with device.using(self._place):
+            vectors = forward.encode_queries(self._retriever, texts)
+            scores, rows = self._index.search(vectors, max(k, depth))
+            ordered = found = retrieval.to_run(list(named), self._index.ids, scores, rows)
+            passages = {self._index.ids[row]: self._texts[row] for row in np.unique(rows).tolist()}
+            if depth:
+                ordered = retrieval.rerank(self._reranker, found, passages, named, depth, progress=progress)
+        return [list(_results(found[name], ordered[name][:k], passages, depth)) for name in named]
+
+
+def check_request(queries: Sequence[str], k: int, depth: int) -> list[str]:
+    """Return the queries as a list, or refuse them, `k` or `depth`; see `SearchEngine.search`."""
+    at_least(1, k=k)
+    at_least(0, depth=depth)
+    texts = forward.text_list("queries", queries)
+    if not all(text.strip() for text in texts):
+        raise ValueError("an empty query: give some words to search for")
+    return texts
+
+
+def _results(
+    found: Sequence[Hit], ordered: Sequence[Hit], passages: Passages, depth: int
+) -> Iterator[Result]:
+    """Join the hits in their final order with what the retriever found, of which `depth` were re-ranked."""
+    before = {hit.passage_id: hit for hit in found}
+    for hit in ordered:
+        first = before[hit.passage_id]
+        reranked = hit.score if first.rank <= depth else None
+        yield Result(hit.rank, hit.score, passages[hit.passage_id], first.score, reranked)

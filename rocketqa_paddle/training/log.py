@@ -1,0 +1,63 @@
+"""The log of a run: a file of losses and measures, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime.storage import write_text
+
+Line = dict[str, Any]
+
+
+class MetricsLog:
+    """Writes and reads `metrics.jsonl`. Only rank 0 writes, so losses are those of its part of the batch.
+
+    Every line gets the values of `always`, such as those that identify a training.
+    """
+
+    def __init__(self, path: str | Path, **always: Any) -> None:
+        self.path, self.always = Path(path), always
+
+    def write(self, **values: Any) -> None:
+        """Add a line with the time and some values. NaN and infinity are written as null."""
+        if not distributed.is_main():
+            return
+        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            self._rewrite(self.read())
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 1), **self.always, **finite}) + "\n")
+
+    def read(self) -> list[Line]:
+        """Read all lines except a last one that a crash cut off; raise ValueError if one is not JSON."""
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError as error:
+            raise ValueError(f"{self.path}: a line is not JSON ({error}): remove it") from None
+
+    def rewind(self, name: str, step: int) -> None:
+        """Remove what the training `name` logged after `step`: those steps will be taken again."""
+        training = {"stage": name, **self.always}.items()
+        self._drop(lambda line: training <= line.items() and line.get("step", 0) > step)
+
+    def forget(self, name: str, keys: Collection[str]) -> None:
+        """Remove the lines of `name` that have one of these keys: their values will be measured again."""
+        self._drop(lambda line: line["stage"] == name and not line.keys().isdisjoint(keys))
+
+    def _drop(self, unwanted: Callable[[Line], bool]) -> None:
+        if not distributed.is_main() or not self.path.is_file():
+            return
+        lines = self.read()
+        kept = [line for line in lines if not unwanted(line)]
+        if len(kept) < len(lines):
+            self._rewrite(kept)
+
+    def _rewrite(self, lines: Sequence[Line]) -> None:
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))

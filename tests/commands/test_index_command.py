@@ -1,0 +1,93 @@
+"""`rocketqa index`: what it writes, and what it refuses to read or to replace."""
+
+from __future__ import annotations
+
+import shutil
+
+from command_line import COLLECTION, run, words
+
+import rocketqa_paddle
+from rocketqa_paddle import checkpoints
+from rocketqa_paddle.search import retrieval
+from rocketqa_paddle.search.index import VectorIndex
+
+
+def test_index_then_search(best, data, tmp_path, capsys):
+    files = {"passages": data / "para.txt", "titles": data / "para.title.txt"}
+    run("index", *words(checkpoint=best / "retriever", output=tmp_path / "index", **files))
+    assert capsys.readouterr().out == f"60 passages indexed in {tmp_path}/index\n"
+    assert VectorIndex.load(tmp_path / "index").ids == list(COLLECTION.passages)
+    query = "where is the red dog ?"
+    run("search", "--checkpoint", best / "retriever", "--index", tmp_path / "index", "--k", 2, query)
+    out = capsys.readouterr().out
+    index = retrieval.CorpusIndex(checkpoints.load(best / "retriever"), COLLECTION.passages, progress="")
+    hits = index.search({"1": rocketqa_paddle.records.Query("1", query)}, 2)["1"]
+    shown = [COLLECTION.passages[hit.passage_id] for hit in hits]
+    assert out == (
+        f"\n{query}\n"
+        f"  1. {shown[0].title or shown[0].id}  ({hits[0].score:.2f})\n     {shown[0].text}\n"
+        f"  2. {shown[1].title or shown[1].id}  ({hits[1].score:.2f})\n     {shown[1].text}\n"
+    )
+
+
+def test_an_index_of_one_format_is_searched_by_the_same_model_in_another(foreign, data, tmp_path, capsys):
+    retriever = foreign / "reference" / "retriever" / "config.json"
+    run("index", *words(checkpoint=retriever, passages=data / "para.txt", output=tmp_path / "index"))
+    run(
+        "search",
+        "--checkpoint",
+        foreign / "huggingface" / "retriever",
+        "--index",
+        tmp_path / "index",
+        "red dog",
+    )
+    assert "  5. " in capsys.readouterr().out
+
+
+def test_a_line_that_breaks_the_format(fails, best, tmp_path):
+    (tmp_path / "para.txt").write_text("p1\tfine\np2 no tab\n")
+    message = fails(
+        "index", *words(checkpoint=best / "retriever", passages=tmp_path / "para.txt", output="x")
+    )
+    assert f"{tmp_path}/para.txt:2: " in message
+
+
+def test_an_empty_file(fails, best, tmp_path):
+    (tmp_path / "empty").write_text("")
+    flags = words(checkpoint=best / "retriever", passages=tmp_path / "empty", output=tmp_path / "x")
+    assert "empty file, expected one passage a line" in fails("index", *flags)
+    flags = words(checkpoint=best, queries=tmp_path / "empty", output=tmp_path / "x")
+    assert "empty file, expected one query a line" in fails("search", *flags)
+
+
+def test_an_id_that_stands_twice(fails, best, data, a_run, tmp_path):
+    """Else one of the two would vanish without a word."""
+    (tmp_path / "para.txt").write_text("p1\tfirst\np2\tother\np1\tsecond\n")
+    (tmp_path / "query.txt").write_text("q1\tfirst\nq1\tsecond\n")
+    flags = words(checkpoint=best / "retriever", passages=tmp_path / "para.txt", output=tmp_path / "x")
+    assert "p1" in fails("index", *flags)
+    flags = words(checkpoint=best, queries=tmp_path / "query.txt", output=tmp_path / "x")
+    assert "q1" in fails("search", *flags)
+
+
+def test_a_checkpoint_that_is_not_there_or_broken(fails, best, data, tmp_path):
+    files = words(passages=data / "para.txt", output=tmp_path / "x")
+    assert f"{tmp_path}/none" in fails("index", "--checkpoint", tmp_path / "none", *files)
+    shutil.copytree(best / "retriever", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "cut" in fails("index", "--checkpoint", tmp_path / "cut", *files)
+    weights.unlink()
+    assert "model.safetensors" in fails("index", "--checkpoint", tmp_path / "cut", *files)
+
+
+def test_index_does_not_delete_a_folder_that_is_no_index(fails, best, data, tmp_path):
+    """A slip such as `--output runs` must not cost the runs."""
+    precious = tmp_path / "runs"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("three years")
+    flags = words(checkpoint=best / "retriever", passages=data / "para.txt", output=precious)
+    message = fails("index", *flags)
+    assert "runs" in message
+    assert (precious / "thesis.txt").read_text() == "three years"
+    assert list(tmp_path.iterdir()) == [precious]

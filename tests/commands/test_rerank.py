@@ -1,0 +1,44 @@
+"""`rocketqa rerank`: a run in the re-ranker's order."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from command_line import COLLECTION, run, words
+
+from rocketqa_paddle import checkpoints
+from rocketqa_paddle.data.runs import read_run
+from rocketqa_paddle.search import retrieval
+
+
+def test_rerank(best, data, a_run, tmp_path, capsys):
+    flags = words(
+        checkpoint=best / "reranker",
+        run=a_run,
+        queries=data / "dev.query.txt",
+        passages=data / "para.txt",
+        titles=data / "para.title.txt",
+        output=tmp_path / "reranked.run",
+        depth=6,
+    )
+    run("rerank", *flags)
+    assert capsys.readouterr().out == f"10 queries re-ranked in {tmp_path}/reranked.run\n"
+    queries, passages = COLLECTION.splits["dev"].queries, COLLECTION.passages
+    expected = retrieval.rerank(
+        checkpoints.load(best / "reranker"), read_run(a_run), passages, queries, 6, progress=""
+    )
+    found = read_run(tmp_path / "reranked.run")
+    for query, hits in found.items():
+        scored = expected[query][:6]  # what is below has no score
+        assert [hit.passage_id for hit in hits] == [hit.passage_id for hit in scored]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in scored], abs=1e-4)
+
+
+def test_rerank_with_ids_that_are_not_there(fails, best, data, a_run, tmp_path):
+    (tmp_path / "few.txt").write_text("p1\tfirst\n")
+    common = {"checkpoint": best / "reranker", "run": a_run, "output": tmp_path / "x"}
+    message = fails("rerank", *words(**common, queries=data / "dev.query.txt", passages=tmp_path / "few.txt"))
+    assert re.search(r"dev\.run: \d+ ids are not in .*few\.txt, for example 'p", message)
+    message = fails("rerank", *words(**common, queries=tmp_path / "few.txt", passages=data / "para.txt"))
+    assert "10 ids are not in" in message

@@ -1,0 +1,123 @@
+"""Runs: what both forms read and refuse, and that a written run reads the same."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datafiles import fails, ids, words, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rocketqa_paddle.data.runs import RunFormat, read_run, with_positives, write_run
+from rocketqa_paddle.records import Hit, Run, Split
+
+RUN = {
+    "q1": [Hit("q1", "p1", 1, 79.25), Hit("q1", "p2", 2, 0.1)],
+    "q2": [Hit("q2", "p1", 1, -1e-9)],
+}
+
+
+@pytest.mark.parametrize(
+    "content, line, parts",
+    [
+        ("1\t2\t1\n", 1, ["3 columns, expected 4 (query id", "or 6 (query id, Q0"]),
+        ("1\t2\t1\t0.5\n1\t3\t0\t0.5\n", 2, ["rank 0", "add 1 to each"]),
+        ("1\t2\t1\t0.5\n1\t3\tx\t0.5\n", 2, ["rank 'x', expected an integer"]),
+        ("1 Q0 2 1 nan t\n", 1, ["score 'nan', expected a finite number"]),
+        ("1 Q0 2 1 high t\n", 1, ["score 'high'"]),
+        ("1\t2\t1\t0.5\n1\t2\t2\t0.4\n", 2, ["query '1'", "passage '2' already"]),
+        ("1\t2\t1\t1\n2\t2\t1\t1\n1\t3\t1\t1\n", 3, ["query '1' has rank 1"]),
+    ],
+)
+def test_refused(tmp_path: Path, content: str, line: int, parts: list[str]) -> None:
+    path = write(tmp_path / "run", content)
+    with fails(path, line, *parts):
+        read_run(path)
+
+
+def test_written_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "run.trec", RUN, "trec", tag="dual")
+    assert (tmp_path / "run.trec").read_text().splitlines() == [
+        "q1 Q0 p1 1 79.25 dual",
+        "q1 Q0 p2 2 0.1 dual",
+        "q2 Q0 p1 1 -1e-09 dual",
+    ]
+    write_run(tmp_path / "new" / "run.tsv", RUN)
+    assert (tmp_path / "new" / "run.tsv").read_text().splitlines()[0] == "q1\tp1\t1\t79.25"
+    assert read_run(tmp_path / "run.trec") == read_run(tmp_path / "new" / "run.tsv") == RUN
+
+
+def test_run_is_sorted_by_rank(tmp_path: Path) -> None:
+    run = read_run(write(tmp_path / "run.tsv", "b\t1\t2\t0.5\na\t1\t1\t3\nb\t2\t1\t0.9\n"))
+    passages = {query: [hit.passage_id for hit in hits] for query, hits in run.items()}
+    assert passages == {"b": ["2", "1"], "a": ["1"]}
+
+
+@pytest.mark.parametrize(
+    "format, hit, message",
+    [
+        ("trec", Hit("a query", "p", 1, 1.0), "'a query'.*not one word"),
+        ("trec", Hit("q", "a\u2003p", 1, 1.0), "of query 'q' is not one word"),
+        ("tsv", Hit("q", "a\tp", 1, 1.0), r"passage id 'a\\tp' has a tab or line end"),
+        ("tsv", Hit("q", "a\np", 1, 1.0), r"passage id 'a\\np' has a tab or line end"),
+        ("tsv", Hit("q\rq", "p", 1, 1.0), r"query id 'q\\rq' has a tab or line end"),
+        ("tsv", Hit("q", "", 1, 1.0), "passage id '' is empty"),
+        ("tsv", Hit("", "p", 1, 1.0), "query id '' is empty"),
+        ("tsv", Hit(" q", "p", 1, 1.0), "query id ' q' is empty, has spaces"),
+        ("tsv", Hit("\ufeffq", "p", 1, 1.0), "byte-order mark"),
+        ("tsv", Hit("q", "p", 0, 1.0), "rank from 1"),
+        ("tsv", Hit("q", "p", 1, math.inf), "finite score"),
+        ("tsv", Hit("q", "\ud800", 1, 1.0), "id 'q' has text that UTF-8 cannot hold"),
+    ],
+)
+def test_runs_that_cannot_be_written(tmp_path: Path, format: RunFormat, hit: Hit, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_run(tmp_path / "run", {hit.query_id: [hit]}, format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tag_is_one_word(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'my run'.*not one word"):
+        write_run(tmp_path / "run", RUN, "trec", tag="my run")
+
+
+@st.composite
+def runs(draw: st.DrawFn, names: st.SearchStrategy[str]) -> Run:
+    scores = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    queries = draw(st.lists(names, max_size=3, unique=True))
+    hit_lists = [draw(st.lists(names, min_size=1, max_size=3, unique=True)) for _ in queries]
+    return {
+        query: [Hit(query, passage, rank, draw(scores)) for rank, passage in enumerate(passages, 1)]
+        for query, passages in zip(queries, hit_lists, strict=True)
+    }
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tsv=runs(ids), trec=runs(words), tag=words)
+def test_round_trip(tmp_path: Path, tsv: Run, trec: Run, tag: str) -> None:
+    write_run(tmp_path / "run", tsv)
+    assert read_run(tmp_path / "run") == tsv
+    write_run(tmp_path / "run", trec, "trec", tag)
+    assert read_run(tmp_path / "run") == trec
+
+
+def test_scores_keep_all_float32_digits(tmp_path: Path) -> None:
+    bits = np.array([0x80000000, 0x00000001, 0x7F7FFFFF, 0x3DCCCCCD, 0x3F7FFFFF], np.uint32)
+    scores = bits.view(np.float32)  # -0, the smallest, the largest, 0.1, and the last before 1
+    write_run(tmp_path / "run", {"q": [Hit("q", f"p{i}", i, score) for i, score in enumerate(scores, 1)]})
+    found = np.array([hit.score for hit in read_run(tmp_path / "run")["q"]], np.float32)
+    assert found.tobytes() == scores.tobytes()
+
+
+def test_positives_that_the_run_lacks_are_appended() -> None:
+    split = Split({}, {"q1": {"p2": 1, "p7": 2, "p8": 0, "p9": 1}, "q3": {"p1": 1}})
+    complete = with_positives(RUN, split.qrels, ("q1", "q3", "q4"))
+    assert complete == {
+        "q1": [*RUN["q1"], Hit("q1", "p7", 3, -math.inf), Hit("q1", "p9", 4, -math.inf)],
+        "q3": [Hit("q3", "p1", 1, -math.inf)],
+        "q4": [],
+    }
+    assert len(RUN["q1"]) == 2

@@ -1,0 +1,69 @@
+"""Nothing is done twice: parsing, measuring, writing, reading and hashing checkpoints, tokenising."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import running
+import toy
+
+from rocketqa_paddle import checkpoints
+from rocketqa_paddle.evaluation import metrics
+from rocketqa_paddle.networks import tokenization
+from rocketqa_paddle.networks.encoders import Checkpoint
+from rocketqa_paddle.runs import searches
+from rocketqa_paddle.runs.run import Run
+from rocketqa_paddle.systems import SYSTEMS
+
+
+@pytest.fixture
+def counts(monkeypatch) -> Counter:
+    """How often each of these is called."""
+    counted: Counter[str] = Counter()
+
+    def count(owner: object, name: str, what: str, amount=lambda *args: 1) -> None:
+        function = getattr(owner, name)
+
+        def counting(*args, **options):
+            counted[what] += amount(*args)
+            return function(*args, **options)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(searches, "read_run", "runs parsed")
+    count(searches, "write_run", "runs written")
+    count(metrics, "evaluate_queries", "runs measured")
+    count(checkpoints, "save", "checkpoints written")
+    count(checkpoints, "load", "checkpoints read")
+    count(Checkpoint, "digest", "checkpoints hashed")
+    count(tokenization._WordPieces, "ids", "texts tokenised", lambda self, texts: len(texts))
+    return counted
+
+
+def test_a_run_of_two_rounds_does_nothing_twice(data, tmp_path, counts):
+    settings = running.rocketqav2(tmp_path / "run", data, **running.from_scratch(data))
+    system = SYSTEMS["rocketqav2"].having(settings)
+    counts.clear()
+    Run(settings).go(system)
+
+    files = sorted(path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.tsv"))
+    models = 6  # two of the warm-up and of each round
+    reranked_on_test = len([*(tmp_path / "run").rglob("reranked.*.test.tsv")])
+    measured = (4 + 3) + (4 + reranked_on_test)  # on dev, retrievers and re-rankers; on test
+    assert counts["runs written"] == len(files)
+    assert counts["runs parsed"] == 0
+    assert counts["runs measured"] == measured
+    assert counts["checkpoints written"] == counts["checkpoints hashed"] == models
+    assert (
+        counts["checkpoints read"] == 1
+    )  # the warmed-up re-ranker: it was trained on, and orders test again
+    texts = {p.title for p in toy.collection().passages.values()}
+    texts |= {p.text for p in toy.collection().passages.values()}
+    texts |= {q.text for split in toy.collection().splits.values() for q in split.queries.values()}
+    assert counts["texts tokenised"] < 3 * len(texts)  # each model has a tokenizer of its own
+
+    counts.clear()
+    Run(settings).go(system)  # everything is there: only the final report reads and measures
+    assert counts["runs parsed"] == counts["runs measured"] == 4 + reranked_on_test
+    assert counts["runs written"] == counts["checkpoints written"] == counts["checkpoints hashed"] == 0

@@ -1,0 +1,221 @@
+"""`SearchEngine`: what it finds, what it reads for that, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import toy
+
+import rocketqa_paddle
+from rocketqa_paddle import SearchEngine, checkpoints
+from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.records import Passage, Query
+from rocketqa_paddle.search import engine, retrieval
+from rocketqa_paddle.search.texts import OFFSETS, TEXTS
+
+PASSAGES = toy.collection().passages
+QUERIES = ["where is a red dog", "blue cat", "look for some green whale"]
+
+
+@pytest.fixture(scope="module")
+def opened(best: Path) -> SearchEngine:
+    return SearchEngine.open(best)
+
+
+@pytest.fixture
+def copied(best: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(best, tmp_path / "best"))
+
+
+@pytest.fixture(scope="module")
+def found(best: Path) -> retrieval.Run:
+    """What the retriever alone finds: all passages, best first, for every query by its number."""
+    index = retrieval.CorpusIndex(checkpoints.load(best / "retriever"), PASSAGES, progress="")
+    return index.search(named(QUERIES), 60)
+
+
+def named(queries: list[str]) -> dict[str, Query]:
+    return {str(number): Query(str(number), text) for number, text in enumerate(queries)}
+
+
+# What it finds ----------------------------------------------------------------------------------
+
+
+def test_the_package_hands_it_out() -> None:
+    assert rocketqa_paddle.SearchEngine is engine.SearchEngine
+    with pytest.raises(AttributeError, match="'rocketqa_paddle' has no attribute 'Searcher'"):
+        rocketqa_paddle.Searcher  # noqa: B018
+
+
+@pytest.mark.parametrize(("k", "depth"), [(5, 20), (20, 5), (1, 1), (7, 7), (60, 100), (100, 3)])
+def test_the_reranker_orders_what_the_retriever_found(
+    best: Path, opened: SearchEngine, found: retrieval.Run, k: int, depth: int
+) -> None:
+    cut = {name: hits[: max(k, depth)] for name, hits in found.items()}
+    reranker = checkpoints.load(best / "reranker")
+    expected = retrieval.rerank(reranker, cut, PASSAGES, named(QUERIES), depth, progress="")
+    for name, results in enumerate(opened.search(QUERIES, k=k, depth=depth)):
+        hits = expected[str(name)][:k]
+        assert [(r.rank, r.passage) for r in results] == [(h.rank, PASSAGES[h.passage_id]) for h in hits]
+        assert [r.score for r in results] == pytest.approx([h.score for h in hits], abs=1e-5)
+        before = {hit.passage_id: hit for hit in found[str(name)]}
+        for result in results:
+            first = before[result.passage.id]
+            assert result.retriever_score == pytest.approx(first.score, abs=1e-5)
+            assert result.reranker_score == (result.score if first.rank <= depth else None)
+
+
+@pytest.mark.parametrize("way", ["depth 0", "no re-ranker", "a retriever and an index"])
+def test_the_retrievers_order(best: Path, found: retrieval.Run, opened: SearchEngine, way: str) -> None:
+    if way == "depth 0":
+        answers = opened.search(QUERIES, k=9, depth=0)
+    elif way == "no re-ranker":
+        answers = SearchEngine.open(best, reranker=False).search(QUERIES, k=9)
+    else:
+        answers = SearchEngine.open(best / "retriever", index=str(best / "index")).search(QUERIES, k=9)
+    for name, results in enumerate(answers):
+        assert [r.passage.id for r in results] == [hit.passage_id for hit in found[str(name)][:9]]
+        assert [r.rank for r in results] == list(range(1, 10))
+        assert all(r.score == r.retriever_score and r.reranker_score is None for r in results)
+
+
+def test_parts_may_lie_anywhere(copied: Path, opened: SearchEngine, tmp_path: Path) -> None:
+    for name in ("index", "reranker"):
+        (copied / name).rename(tmp_path / name)
+    moved = SearchEngine.open(copied, index=tmp_path / "index", reranker=str(tmp_path / "reranker"))
+    alone = SearchEngine.open(copied / "retriever", tmp_path / "index", tmp_path / "reranker")
+    assert moved.search(QUERIES) == alone.search(QUERIES) == opened.search(QUERIES)
+    without = SearchEngine.open(copied, index=tmp_path / "index").search(QUERIES)
+    assert without == opened.search(QUERIES, depth=0)
+
+
+def test_queries_are_answered_in_their_order(opened: SearchEngine) -> None:
+    expected = {query: [r.passage for r in opened.search([query])[0]] for query in QUERIES}
+    for queries in (QUERIES, QUERIES[::-1], QUERIES[:1] * 2, tuple(QUERIES), []):
+        answers = opened.search(queries)
+        assert [[r.passage for r in results] for results in answers] == [expected[q] for q in queries]
+
+
+def test_threads_get_the_answers_given_alone(opened: SearchEngine) -> None:
+    expected = {query: opened.search([query]) for query in QUERIES}
+    with ThreadPoolExecutor(3) as pool:
+        jobs = QUERIES * 10
+        for query, answer in zip(jobs, pool.map(lambda q: opened.search([q]), jobs), strict=True):
+            assert answer == expected[query]
+
+
+# What it reads ----------------------------------------------------------------------------------
+
+
+def test_models_are_read_once(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, sources = convert.read, []
+    monkeypatch.setattr(convert, "read", lambda source, **how: sources.append(source) or read(source, **how))
+    opened = SearchEngine.open(best)
+    for _ in range(2):
+        opened.search(QUERIES)
+    assert sources == [best / "retriever", best / "reranker"]
+
+
+def test_a_query_reads_the_texts_that_it_found_and_no_more(
+    best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread, read = os.pread, []
+    monkeypatch.setattr(os, "pread", lambda *call: read.append(pread(*call)) or read[-1])
+    opened = SearchEngine.open(best)
+    assert read == []
+    for k, depth in ((3, 0), (2, 4), (60, 0)):
+        read.clear()
+        [results] = opened.search(["red dog"], k, depth)
+        assert len(read) == max(k, depth)
+        assert {r.passage.id for r in results} <= {json.loads(line)[0] for line in read}
+        whole = (best / "index" / TEXTS).stat().st_size
+        assert sum(map(len, read)) < whole / 5 or (k == 60 and sum(map(len, read)) == whole)
+
+
+def test_an_index_without_offsets_is_searched_alike(copied: Path, opened: SearchEngine) -> None:
+    (copied / "index" / OFFSETS).unlink()
+    assert SearchEngine.open(copied).search(QUERIES) == opened.search(QUERIES)
+
+
+def test_an_engine_at_work_keeps_its_index_when_a_new_one_takes_its_place(
+    copied: Path, opened: SearchEngine
+) -> None:
+    working = SearchEngine.open(copied)
+    retriever = checkpoints.load(copied / "retriever")
+    passages = {f"new{i}": Passage(f"new{i}", "", f"new {i}") for i in range(60)}
+    retrieval.CorpusIndex(retriever, passages, progress="").save(copied / "index", retriever.digest())
+    assert working.search(QUERIES) == opened.search(QUERIES)
+    assert SearchEngine.open(copied).search(["new"])[0][0].passage.id.startswith("new")
+
+
+def test_a_few_queries_show_no_progress(opened: SearchEngine, capfd: pytest.CaptureFixture[str]) -> None:
+    opened.search(QUERIES)
+    assert capfd.readouterr() == ("", "")
+    opened.search(QUERIES, progress="re-rank")
+    assert "re-rank: 100%" in capfd.readouterr().err
+
+
+# What it refuses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"queries": ["a"], "k": 0}, "k=0, expected at least 1"),
+        ({"queries": ["a"], "k": -3}, "k=-3, expected at least 1"),
+        ({"queries": ["a"], "depth": -1}, "depth=-1, expected at least 0"),
+        ({"queries": ["a", ""]}, "an empty query: give some words"),
+        ({"queries": [" \t"]}, "an empty query: give some words"),
+        ({"queries": "red dog"}, r"queries is one string, expected a list of strings: write \['red dog'\]"),
+        ({"queries": ["a", None]}, r"queries\[1\] is NoneType, expected a string"),
+        ({"queries": {"a": 1}}, "queries is dict, expected a list of strings"),
+    ],
+)
+def test_wrong_requests_are_refused(opened: SearchEngine, request_: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        opened.search(**request_)
+
+
+def test_a_retriever_without_an_index_is_refused(best: Path) -> None:
+    with pytest.raises(ValueError, match="no retriever/ and index/ inside: name the index with index=FOLDER"):
+        SearchEngine.open(best / "retriever")
+
+
+@pytest.mark.parametrize("gone", ["retriever/config.json", "index/meta.json", f"index/{TEXTS}"])
+def test_a_missing_file_is_named(copied: Path, gone: str) -> None:
+    (copied / gone).unlink()
+    with pytest.raises(FileNotFoundError, match=Path(gone).name):
+        SearchEngine.open(copied)
+
+
+def test_the_index_of_another_model_is_refused(copied: Path) -> None:
+    meta = json.loads((copied / "index" / "meta.json").read_text())
+    (copied / "index" / "meta.json").write_text(json.dumps({**meta, "model": "other"}))
+    with pytest.raises(ValueError, match="made by model other, but the checkpoint is .* build it again"):
+        SearchEngine.open(copied)
+
+
+def test_models_of_the_wrong_kind_are_refused(best: Path) -> None:
+    with pytest.raises(ValueError, match="retriever is a dual_encoder, expected a cross_encoder"):
+        SearchEngine.open(best, reranker=best / "retriever")
+    with pytest.raises(ValueError, match="reranker is a cross_encoder, expected a dual_encoder"):
+        SearchEngine.open(best / "reranker", index=best / "index")
+
+
+def test_texts_of_another_index_are_refused(copied: Path) -> None:
+    path = copied / "index" / TEXTS
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(ValueError, match="60 ids, but offsets of 60 .*build the index again"):
+        SearchEngine.open(copied)
+    (copied / "index" / OFFSETS).unlink()
+    with pytest.raises(ValueError, match="60 ids, but offsets of 59 .*build the index again"):
+        SearchEngine.open(copied)
+    path.write_bytes(b"".join(reversed(lines)))
+    with pytest.raises(ValueError, match="has the id .*build the index again"):
+        SearchEngine.open(copied).search(QUERIES)

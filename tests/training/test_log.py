@@ -1,0 +1,72 @@
+"""`metrics.jsonl`: what lines hold, which are removed, and what a crash leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from rocketqa_paddle.training.log import MetricsLog
+
+
+@pytest.fixture
+def log(tmp_path):
+    return MetricsLog(tmp_path / "metrics.jsonl")
+
+
+def test_lines_come_back_with_their_time(log):
+    assert log.read() == []
+    log.write(stage="one", step=1, loss=0.5)
+    log.write(stage="π", **{"dev/RR@10": 0.25})
+    first, second = log.read()
+    assert first.pop("time") > 1e9
+    assert first == {"stage": "one", "step": 1, "loss": 0.5}
+    assert (second["stage"], second["dev/RR@10"]) == ("π", 0.25)
+
+
+def test_nan_and_infinity_are_written_as_null(log):
+    log.write(stage="one", loss=math.nan, norm=math.inf, step=1)
+    [line] = log.path.read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) == log.read()[0]
+    assert (log.read()[0]["loss"], log.read()[0]["norm"]) == (None, None)
+
+
+def test_half_a_line_that_a_crash_left_is_not_read_and_the_next_line_replaces_it(log):
+    log.write(stage="one", step=1)
+    with log.path.open("a") as file:
+        file.write('{"time": 1.0, "stage": "o')
+    assert [line["step"] for line in log.read()] == [1]
+    log.write(stage="one", step=2)
+    assert [line["step"] for line in log.read()] == [1, 2]
+
+
+def test_a_broken_line_is_an_error_that_names_the_file(log):
+    log.path.write_text('{"stage": "one"}\nbroken\n{"stage": "two"}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: a line is not JSON .*: remove it"):
+        log.read()
+
+
+def test_rewinding_removes_the_later_steps_of_one_training(log):
+    for name, step in (("one", 1), ("two", 1), ("one", 2), ("one", 3), ("two", 3)):
+        log.write(stage=name, step=step)
+    log.write(stage="one", **{"dev/RR@10": 0.5})
+    log.rewind("one", 2)
+    kept = [(line["stage"], line.get("step")) for line in log.read()]
+    assert kept == [("one", 1), ("two", 1), ("one", 2), ("two", 3), ("one", None)]
+
+
+def test_rewinding_leaves_the_lines_of_another_training_of_the_same_name(log):
+    one, other = (MetricsLog(log.path, output=name) for name in "ab")
+    for which in (one, other):
+        which.write(stage="train", step=5)
+    one.rewind("train", 0)
+    assert [line["output"] for line in log.read()] == ["b"]
+
+
+def test_forgetting_removes_the_lines_with_some_keys(log):
+    log.write(stage="one", step=1, loss=2.0)
+    log.write(stage="one", **{"dev/a": 0.5})
+    log.write(stage="two", **{"dev/a": 0.5})
+    log.forget("one", ["dev/a", "dev/b"])
+    assert [(line["stage"], line.get("step")) for line in log.read()] == [("one", 1), ("two", None)]
