@@ -90,23 +90,33 @@ class DataSettings:
     """Report on this many queries a test split, drawn at random; all of them when empty."""
 
     def __post_init__(self) -> None:
-        at_least(
-            1,
-            max_train_queries=self.max_train_queries,
-            max_unlabelled_queries=self.max_unlabelled_queries,
-            max_dev_queries=self.max_dev_queries,
-            max_test_queries=self.max_test_queries,
-        )
+        at_least(1, **{name: value for name, value in vars(self).items() if name.startswith("max_")})
 
 
 @dataclass(frozen=True)
-class RetrieverSettings:
-    """The dual encoder."""
+class NetworkSettings:
+    """What both networks have."""
 
     init: str = without_effect("mini")
     """Initial checkpoint: a checkpoint of this project, a Hugging Face BERT or ERNIE folder,
     `package:NAME/FOLDER` for a folder inside an installed package, a PaddleNLP name such as
     `ernie-2.0-base-en` (extra `paddlenlp`), or a size from scratch: `tiny`, `mini`."""
+    dropout: float = 0.1
+    """Dropout in training."""
+    for_cn: bool = False
+    """Remove spaces from all text first, as the reference does for Chinese. A checkpoint of this project
+    says so itself."""
+    recompute: bool = without_effect(False)
+    """Compute activations again in the backward pass: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        below_one(dropout=self.dropout)
+
+
+@dataclass(frozen=True)
+class RetrieverSettings(NetworkSettings):
+    """The dual encoder."""
+
     shared: bool = False
     """One tower for queries and passages instead of one each."""
     pooling: Literal["cls", "mean"] = "cls"
@@ -119,43 +129,27 @@ class RetrieverSettings:
     """Tokens of a query, with [CLS] and [SEP]."""
     passage_length: int = 128
     """Tokens of title and text, with the special ones."""
-    dropout: float = 0.1
-    """Dropout in training."""
-    for_cn: bool = False
-    """Remove spaces from all text first, as the reference does for Chinese. A checkpoint of this project
-    says so itself."""
-    recompute: bool = without_effect(False)
-    """Compute activations again in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(3, query_length=self.query_length)
         at_least(4, passage_length=self.passage_length)
-        below_one(dropout=self.dropout)
         positive(temperature=self.temperature)
 
 
 @dataclass(frozen=True)
-class RerankerSettings:
+class RerankerSettings(NetworkSettings):
     """The cross encoder."""
 
-    init: str = without_effect("mini")
-    """Initial checkpoint; see that of the retriever."""
     head: Literal["logit", "classes", "pooled_logit"] = "logit"
     """One logit on the raw [CLS] (RocketQAv2), tanh pooler and two classes (RocketQA v1), or tanh pooler and
     one logit (Hugging Face)."""
     length: int = 160
     """Tokens of query, title and text, with the special ones."""
-    dropout: float = 0.1
-    """Dropout in training."""
-    for_cn: bool = False
-    """Remove spaces from all text first, as the reference does for Chinese. A checkpoint of this project
-    says so itself."""
-    recompute: bool = without_effect(False)
-    """Compute activations again in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(5, length=self.length)
-        below_one(dropout=self.dropout)
 
 
 # Training ----------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ def compare(settings: CompareSettings) -> None:
             hold together, a folder of something else. Before any work.
     """
     join_ranks(settings)
-    from rocketqa_paddle.commands.comparison.walk import walk
+    from rocketqa_paddle.commands.comparison.walk import share_out, walk
     from rocketqa_paddle.runs.run import Run
 
-    rows = {row: row_settings(settings, row) for row in settings.systems}
-    Run(settings).go(partial(walk, settings=settings, rows=rows))
+    rows, run = {row: row_settings(settings, row) for row in settings.systems}, Run(settings)
+    run.go(partial(walk, settings=settings, rows=share_out(run, settings, rows)))

@@ -8,10 +8,11 @@ handed decides its result, and nothing else does.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,30 @@ Facts = dict[str, Any]
 """Values as they are written down: plain values under dotted names, artefacts as `name fingerprint`."""
 Built = tuple[list[Group], list[str]]
 """Training groups, and sentences on how they were built."""
+_ARTEFACT = re.compile(r"(.+?)(?:\.[0-9a-f]{16})? [0-9a-f]{16}")  # as it is written down
 
 
 class Artefact:
-    """Something that a run makes, with a name and the values that decide it."""
+    """Something that a run makes: its name, the values that decide it, and how to get the result."""
 
-    def __init__(self, name: str, made_of: Mapping[str, Any]) -> None:
-        self.name, self.made_of = name, described(made_of)
-        self.parents = list(artefacts_in(made_of))
+    def __init__(self, name: str, made_of: Mapping[str, Any], get: Callable[[Any], Any]) -> None:
+        self.name, self.made_of, self.parents = name, described(made_of), list(artefacts_in(made_of))
+        self._get, self._value = get, None
 
     @property
     def fingerprint(self) -> str:
         """Names the result by the values that decide it."""
-        return fingerprint([json.dumps(self.made_of, sort_keys=True)])
+        return fingerprint_of(self.made_of)
 
     def value(self) -> Any:
-        """The result, which is made when it is first asked for."""
-        raise NotImplementedError
+        """The result, which `get` reads or makes when it is first asked for."""
+        if self._value is None:
+            self._value = self._get(self)
+        return self._value
+
+    def hold(self, value: Any) -> None:
+        """Keep a result in memory that was just made, or let go of it (None)."""
+        self._value = value
 
     def __str__(self) -> str:
         return f"{self.name} {self.fingerprint}"
@@ -54,16 +62,9 @@ class Derived(Artefact):
     """What a function gives for some values, among which artefacts stand for their results."""
 
     def __init__(self, function: Callable[..., Any], made_of: Mapping[str, Any]) -> None:
-        super().__init__(function.__qualname__, {"function": function, **made_of})
-        self._compute = partial(resolved, partial(function, **made_of))
-
-    @cached_property
-    def _value(self) -> Any:
-        return self._compute()()
-
-    def value(self) -> Any:
-        """What the function gives, computed once."""
-        return self._value
+        call = partial(function, **made_of)
+        name, made_of = function.__qualname__, {"function": function, **made_of}
+        super().__init__(name, made_of, lambda artefact: resolved(call)())
 
 
 class Groups(Derived):
@@ -97,15 +98,7 @@ def _split(groups: Built) -> Built:
 
 
 class Stored(Artefact):
-    """An artefact that the run folder keeps: `STEP/PIECE` and an ending, or a folder with some files.
-
-    Args:
-        name: its place in the run folder, without ending.
-        made_of: the values that decide it.
-        get: reads it, or makes it where it is not kept.
-        ending: of the file.
-        files: that the folder must have.
-    """
+    """An artefact that the run folder keeps: `STEP/PIECE` and an ending, or a folder with some files."""
 
     def __init__(
         self,
@@ -116,21 +109,10 @@ class Stored(Artefact):
         ending: str = "",
         files: Sequence[str] = (),
     ) -> None:
-        super().__init__(name, made_of)
+        super().__init__(name, made_of, get)
         self.step, _, self.piece = name.rpartition("/")
         self.place = name + ending
         self.files = [f"{self.place}/{file}" for file in files] or [self.place]
-        self._get, self._value = get, None
-
-    def value(self) -> Any:
-        """The result, read or made when it is first asked for."""
-        if self._value is None:
-            self._value = self._get(self)
-        return self._value
-
-    def hold(self, value: Any) -> None:
-        """Keep a result in memory that was just made, or let go of it (None)."""
-        self._value = value
 
 
 class StoredRun(Stored):
@@ -152,7 +134,8 @@ class ModelHandle(Artefact):
 
     def take(self) -> Checkpoint:
         """The model, to be trained in place: whoever asks again gets another copy."""
-        raise NotImplementedError
+        value, self._value = self.value(), None
+        return value
 
 
 INITIAL = "initial"
@@ -163,14 +146,12 @@ class InitialModel(ModelHandle):
     """A model before any training, which `build` makes."""
 
     def __init__(self, kind: Model, made_of: Mapping[str, Any], build: Callable[[], Checkpoint]) -> None:
-        super().__init__(f"initial {kind.title}", made_of)
-        self.kind, self.step, self.title, self._build = kind, INITIAL, "initial checkpoint", build
+        super().__init__(f"initial {kind.title}", made_of, lambda artefact: build())
+        self.kind, self.step, self.title = kind, INITIAL, "initial checkpoint"
 
     def value(self) -> Checkpoint:
         """A new copy of the model."""
-        return self._build()
-
-    take = value
+        return self._get(self)
 
 
 class TrainedModel(Stored, ModelHandle):
@@ -182,13 +163,13 @@ class TrainedModel(Stored, ModelHandle):
         super().__init__(f"{step}/{kind.value}", made_of, get, files=CHECKPOINT_FILES)
         self.kind, self.title = kind, title
 
-    def take(self) -> Checkpoint:
-        """The model, to be trained in place."""
-        value, self._value = self.value(), None
-        return value
-
 
 # Values ------------------------------------------------------------------------------------------
+
+
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name some values."""
+    return fingerprint([json.dumps(described(values), sort_keys=True)])
 
 
 def described(values: Mapping[str, Any]) -> Facts:
@@ -279,8 +260,8 @@ def changes(before: Facts, now: Facts) -> list[str]:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    names = [value.rpartition(" ")[0] if isinstance(value, str) else "" for value in (before, now)]
-    if names[0] and names[0] == names[1]:
-        return f"{names[0]} changed"
     was, new = ("not set" if value is None else value for value in (before, now))
+    artefacts = {match[1] if (match := _ARTEFACT.fullmatch(str(value))) else None for value in (was, new)}
+    if len(artefacts) == 1 and None not in artefacts:
+        return f"{artefacts.pop()} changed"
     return f"{name} was {was}, is now {new}"

@@ -31,25 +31,23 @@ class Initials:
         s = self.settings.retriever
         names = ("for_cn", "shared", "pooling", "normalize", "temperature", "dropout")
         network = {name: getattr(s, name) for name in names} | {"use_recompute": s.recompute}
-
-        def build() -> Checkpoint:
-            weights = self._weights(init or s.init)
-            paddle.seed(self.settings.seed)
-            return initial.retriever(weights, s.query_length, s.passage_length, **network)
-
-        return InitialModel(Model.RETRIEVER, {**with_effect(s), **self._content(init or s.init)}, build)
+        lengths = {"query_length": s.query_length, "passage_length": s.passage_length}
+        return self._model(Model.RETRIEVER, init or s.init, **lengths, **network)
 
     def reranker(self) -> InitialModel:
         """The cross encoder before any training."""
         s = self.settings.reranker
-        network = {name: getattr(s, name) for name in ("for_cn", "head", "dropout")}
+        network = {name: getattr(s, name) for name in ("length", "for_cn", "head", "dropout")}
+        return self._model(Model.RERANKER, s.init, use_recompute=s.recompute, **network)
 
+    def _model(self, kind: Model, init: str, **network: Any) -> InitialModel:
         def build() -> Checkpoint:
-            weights = self._weights(s.init)
+            weights = self._weights(init)
             paddle.seed(self.settings.seed)
-            return initial.reranker(weights, s.length, use_recompute=s.recompute, **network)
+            return getattr(initial, kind.value)(weights, **network)
 
-        return InitialModel(Model.RERANKER, {**with_effect(s), **self._content(s.init)}, build)
+        settings = getattr(self.settings, kind.value)
+        return InitialModel(kind, {**with_effect(settings), **self._content(init)}, build)
 
     def check_as_it_is(self, init: str, setting: str) -> None:
         """Refuse a finished retriever that the run's settings would turn into another.
@@ -60,9 +58,8 @@ class Initials:
         given = None if init in initial.SIZES else self._weights(init)
         if not isinstance(given, Checkpoint):
             return
-        is_now, would_be = (
-            {**describe(c.network), **c.lengths} for c in (given, self.retriever(init).value())
-        )
+        models = given, self.retriever(init).value()
+        is_now, would_be = ({**describe(model.network), **model.lengths} for model in models)
         differ = [
             f"{k} {is_now.get(k)}, not {value}" for k, value in would_be.items() if is_now.get(k) != value
         ]

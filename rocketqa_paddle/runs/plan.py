@@ -74,20 +74,20 @@ class PlannedStep:
 class Plan:
     """The steps of a run in their order, with what each makes.
 
-    `searches` has what each retriever is searched for, by its name and that of the hits; `trainings` the step
-    and the settings of every training; `begun_from` the names of the models
-    from which a training begins; `follows` the models whose optimizers go on, by the names of those that
-    follow.
+    `searches` has what each retriever is searched for, by its name and that of the hits; `trainings` the
+    settings of every training, by its step and models; `begun_from` the names of the models from which a
+    training begins; `follows` the models whose optimizers go on, by the names of those that follow.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.steps: dict[str, PlannedStep] = {}
         self.searches: dict[str, dict[str, StoredRun]] = {}
-        self.trainings: list[tuple[str, TrainingSettings]] = []
+        self.trainings: dict[str, TrainingSettings] = {}
         self.begun_from: set[str] = set()
         self.follows: dict[str, TrainedModel] = {}
         self._counted: set[str] = set()
+        self._scored: set[tuple[str, str]] = set()  # by the row of a comparison
 
     def step(self, name: str, title: str = "") -> PlannedStep:
         """A step, which is added at its first mention."""
@@ -116,7 +116,9 @@ class Plan:
         step.left += work
         verb = "done again" if isinstance(artefact, TrainedModel) else "searched and measured again"
         changed = {f"{made.name} changed" for made in step.missing}
-        for reason in set(self.ledger.reasons(artefact)) - changed:
+        for reason in self.ledger.reasons(artefact):
+            if reason in changed:
+                continue
             step.reasons.setdefault(reason, "made again" if reason.endswith("is not there") else verb)
 
     def redo(self, model: TrainedModel, reason: str) -> None:
@@ -152,9 +154,11 @@ class Plan:
         steps, kinds = total_steps(settings, groups.at_most), {model.kind for model in trained}
         examples = steps * settings.batch_size * distributed.world_size()
         judged = any(isinstance(a, ModelHandle) and a.kind is Model.RERANKER for a in artefacts_in(loss))
-        scores = {a.name: a for a in groups.parents if isinstance(a, StoredRun)}
-        scored = sum(len(a.queries) * a.depth for name, a in scores.items() if name not in self._counted)
-        self._counted |= scores.keys()
+        row = trained[0].step.rpartition("/")[0]  # what rows of a comparison share counts for each of them
+        runs = [a for a in groups.parents if isinstance(a, StoredRun) and a.name not in self._counted]
+        scores = {(row, run.name): len(run.queries) * run.depth for run in runs}
+        scored = sum(pairs for name, pairs in scores.items() if name not in self._scored)
+        self._scored |= scores.keys()
         work = Work(
             steps=steps,
             trained_texts=examples * (1 + groups.size) if Model.RETRIEVER in kinds else 0,
@@ -165,7 +169,7 @@ class Plan:
         for model in trained:
             self.add_model(model, work)
             work = Work()
-        self.trainings.append((f"{trained[0].step} {' and '.join(m.kind.title for m in trained)}", settings))
+        self.trainings[f"{trained[0].step} {' and '.join(m.kind.title for m in trained)}"] = settings
 
 
 # Estimates ---------------------------------------------------------------------------------------
@@ -181,9 +185,9 @@ def table(
     """One row a step: what the folder says of it, its sizes, and estimates of time and disk."""
     sizes = {kind: 4 * _count_parameters(model) for kind, model in models.items()}
     rows = [("step", "", "state", "steps", "trained", "encoded", "scored", "time", "disk")]
-    left, names = Work(), list(plan.steps)
+    left = Work()
     for step in plan.steps.values():
-        wanted, work = selection.wants(step.name, names), step.work
+        wanted, work = selection.wants(step.name), step.work
         left += step.left if wanted else Work()
         numbers = (work.steps, work.trained_texts + work.trained_pairs, work.encoded, work.scored)
         cells = (step.name, step.title, step.status if wanted else "left out", *(f"{n:,}" for n in numbers))
@@ -195,7 +199,7 @@ def table(
         f"{tables.align(rows)}\n\nto do: about {tables.duration(_seconds(left, speed))} and {disk}; "
         f"while it runs, at most {tables.size(_passing(plan, sizes))} more, and the index once more"
     )
-    wanted = [step for step in plan.steps.values() if selection.wants(step.name, names)]
+    wanted = [step for step in plan.steps.values() if selection.wants(step.name)]
     again = [f"{s.name} would be {verb}: {reason}" for s in wanted for reason, verb in s.reasons.items()]
     return "\n".join([text, *again])
 

@@ -9,7 +9,7 @@ from rocketqa_paddle.data.dataset import QuerySet
 from rocketqa_paddle.evaluation import metrics, plots, tables
 from rocketqa_paddle.evaluation.tables import Values
 from rocketqa_paddle.records import Model
-from rocketqa_paddle.runs.artefacts import INITIAL, ModelHandle, StoredRun, TrainedModel
+from rocketqa_paddle.runs.artefacts import INITIAL, ModelHandle, TrainedModel
 from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.distributed import say
@@ -17,8 +17,8 @@ from rocketqa_paddle.runtime.storage import write_text
 from rocketqa_paddle.search.bm25 import bm25
 
 REPORT, CURVES = "report.md", "curves.png"
-Row = Callable[[QuerySet], StoredRun]
-"""Queries → what a model found for them."""
+Row = Callable[[QuerySet], Values]
+"""Queries → every measure of every query, for a model."""
 
 
 def report_steps(run: Run, system: str, first: TrainedModel, reranker: TrainedModel) -> None:
@@ -27,7 +27,7 @@ def report_steps(run: Run, system: str, first: TrainedModel, reranker: TrainedMo
     The re-ranker was trained on candidates of the first retriever, and judges those of all.
     """
     best = run.choose_best(system)[Model.RETRIEVER]
-    retrievers = {f"retriever, {model.title}": found(run, model) for model in run.retrievers}
+    retrievers = {f"retriever, {m.title}": found(run, m) for m in run.measured.models[Model.RETRIEVER]}
     judged = {f"re-ranker over {m.title}": reranked(run, reranker, m) for m in dict.fromkeys([first, best])}
     base, *later = retrievers
     pairs = [*zip(later, [base, *later], strict=False), *((title, base) for title in later[-1:])]
@@ -37,18 +37,18 @@ def report_steps(run: Run, system: str, first: TrainedModel, reranker: TrainedMo
 
 def report_rounds(run: Run, system: str, rounds: Sequence[str]) -> None:
     """Report on a system of rounds, which its titles name, every model against the one that was warmed up."""
-    best, warm_up = run.choose_best(system), run.rerankers[0]
-    over = best[Model.RETRIEVER]
-    rows = {f"retriever, {model.title}": found(run, model) for model in run.retrievers}
-    for model in (warm_up, best[Model.RERANKER], run.rerankers[-1]):
+    best, models = run.choose_best(system), run.measured.models
+    over, warm_up = best[Model.RETRIEVER], models[Model.RERANKER][0]
+    rows = {f"retriever, {model.title}": found(run, model) for model in models[Model.RETRIEVER]}
+    for model in (warm_up, best[Model.RERANKER], models[Model.RERANKER][-1]):
         rows[f"re-ranker, {model.title}"] = reranked(run, model, over)
     depth = run.settings.evaluation.rerank_depth
     notes = [f"The re-rankers order the {depth} best of the retriever of {over.step}."]
     pairs = []
-    for kind, models in {Model.RETRIEVER: run.retrievers, Model.RERANKER: run.rerankers}.items():
+    for kind in Model:
         if rounds and best[kind].title not in rounds:
             notes.append(f"No round gave a better {kind.title} on dev than the step {best[kind].step}.")
-        shown = best[kind] if best[kind].title in rounds else models[-1]
+        shown = best[kind] if best[kind].title in rounds else models[kind][-1]
         if shown.title in rounds:
             pairs.append((f"{kind.title}, {shown.title}", f"{kind.title}, {warm_up.title}"))
     write(run, initial_row(run) | rows, pairs, notes)
@@ -56,17 +56,19 @@ def report_rounds(run: Run, system: str, rounds: Sequence[str]) -> None:
 
 def found(run: Run, retriever: ModelHandle) -> Row:
     """What a retriever finds."""
-    return lambda queries: run.search(retriever, queries, run.settings.evaluation.depth)
+    depth = run.settings.evaluation.depth
+    return lambda queries: run.measure(run.search(retriever, queries, depth))
 
 
 def reranked(run: Run, reranker: TrainedModel, over: ModelHandle) -> Row:
     """How a re-ranker orders what a retriever finds."""
-    return lambda queries: run.searches.rerank(reranker, found(run, over)(queries))
+    depth = run.settings.evaluation.depth
+    return lambda queries: run.measure(run.rerank(reranker, run.search(over, queries, depth)))
 
 
 def initial_row(run: Run) -> dict[str, Row]:
     """The initial checkpoint, if it was measured."""
-    measured = run.walk.step(INITIAL) in run.plan.steps
+    measured = run.step(INITIAL) in run.plan.steps
     return {"initial checkpoint": found(run, run.initial_retriever())} if measured else {}
 
 
@@ -78,13 +80,13 @@ def write(
     `rows` has the rows of a table by their titles, `pairs` the titles of those to compare, the one that is
     hoped to be better first. The notes stand under every table.
     """
-    if run.walk.dry:
+    if run.dry:
         return
-    text = "\n\n".join(_table(queries, run, rows, pairs, notes) for queries in run.tests)
+    text = "\n\n".join(_table(run, queries, rows, pairs, notes) for queries in run.tests)
     if distributed.is_main():
-        write_text(run.walk.place / REPORT, text + "\n")
-        lines = [line for line in run.walk.log.read() if line["stage"].split()[0] in run.plan.steps]
-        draw(partial(plots.plot_curves, lines, run.walk.place / CURVES))
+        write_text(run.place / REPORT, text + "\n")
+        lines = [line for line in run.log.read() if line["stage"].split()[0] in run.plan.steps]
+        draw(partial(plots.plot_curves, lines, run.place / CURVES))
     say(f"\n{text}\n")
 
 
@@ -97,12 +99,10 @@ def draw(plot: Callable[[], None]) -> None:
 
 
 def _table(
-    queries: QuerySet, run: Run, rows: Mapping[str, Row], pairs: Sequence, notes: Sequence[str]
+    run: Run, queries: QuerySet, rows: Mapping[str, Row], pairs: Sequence, notes: Sequence[str]
 ) -> str:
     measures = run.settings.evaluation.measures
-    values = bm25_row(run, queries) | {
-        title: run.searches.measured(row(queries)) for title, row in rows.items()
-    }
+    values = bm25_row(run, queries) | {title: row(queries) for title, row in rows.items()}
     title = f"**{queries.name}**: {len(queries)} queries over {len(run.corpus)} passages"
     compared = [tables.significance(a, values[a], b, values[b], measures[0]) for a, b in pairs]
     return "\n\n".join([tables.table(title, values, measures), *notes, *compared])

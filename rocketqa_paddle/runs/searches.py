@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,9 @@ from rocketqa_paddle.data.runs import first_hits, read_run, sample_hits, with_po
 from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.evaluation.tables import Values
 from rocketqa_paddle.records import Run as Hits
-from rocketqa_paddle.runs.artefacts import ModelHandle, StoredRun, TrainedModel
+from rocketqa_paddle.runs.artefacts import ModelHandle, StoredRun, TrainedModel, fingerprint_of
 from rocketqa_paddle.runs.best import INDEX, Best
+from rocketqa_paddle.runs.selection import Selection
 from rocketqa_paddle.runs.walk import Walk
 from rocketqa_paddle.runtime import device, distributed
 from rocketqa_paddle.runtime.distributed import say
@@ -21,11 +22,12 @@ from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.retrieval import CorpusIndex
 
 
-class Searches:
-    """The searches of one walk. What was found stays in memory until somebody has read it."""
+class Searches(Walk):
+    """A walk that searches and scores. What was found stays in memory until somebody has read it."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk = walk
+    def begin(self, selection: Selection, *, dry: bool) -> None:
+        """Begin a walk; it knows of nothing that was found."""
+        super().begin(selection, dry=dry)
         self._made: dict[str, Hits] = {}
         self._evaluated: dict[str, StoredRun] = {}  # runs on dev and tests
         self._measured: dict[str, Values] = {}
@@ -35,18 +37,17 @@ class Searches:
 
         The first walk notes all that a retriever is searched for, so the corpus is encoded once.
         """
-        shared = queries.name in self.walk.evaluated or not self.walk.row
-        name = f"{retriever.step}/hits.{queries.name if shared else f'{self.walk.row}.{queries.name}'}"
         made_of = {"retriever": retriever, "queries": queries.texts, "depth": depth}
-        hits = self._run(name, made_of, partial(self.make, retriever), queries, depth)
-        if self.walk.dry:
-            self.walk.plan.add_search(retriever, hits, len(self.walk.corpus))
-        return self._evaluated.setdefault(name, hits) if queries.name in self.walk.evaluated else hits
+        make = partial(self.make, retriever)
+        hits = self._run(f"{retriever.step}/hits.{queries.name}", retriever, made_of, make, queries, depth)
+        if self.dry:
+            self.plan.add_search(retriever, hits, len(self.corpus))
+        return hits
 
     def make(self, retriever: ModelHandle) -> CorpusIndex | None:
         """Make all hits of a retriever that the folder does not have; give the index, if one was needed."""
-        wanted = self.walk.plan.searches[retriever.name].values()
-        missing = [hits for hits in wanted if not self.walk.ledger.keeps(hits)]
+        wanted = self.plan.searches[retriever.name].values()
+        missing = [hits for hits in wanted if not self.ledger.keeps(hits)]
         if not missing:
             return None
         index = self.encode_corpus(retriever, f"{retriever.step}: encode the corpus")
@@ -56,9 +57,9 @@ class Searches:
 
     def encode_corpus(self, model: ModelHandle, progress: str) -> CorpusIndex:
         """Encode the corpus, unless `best/` or the folder of an initial checkpoint has this model's index."""
-        batch_size, passages = self.walk.settings.encode_batch, self.walk.corpus.passages
-        retriever, indexes, best = model.value(), self.walk.initials.indexes(), self.walk.folder / "best"
-        if Best(self.walk.folder, best).has(model):
+        batch_size, passages = self.settings.encode_batch, self.corpus.passages
+        retriever, indexes, best = model.value(), self.initials.indexes(), self.folder / "best"
+        if Best(self.folder, best).has(model):
             indexes.append(best / INDEX)
         for beside in indexes:
             try:
@@ -68,93 +69,94 @@ class Searches:
             if not distributed.any_rank(found is None):
                 say(f"{progress}: as it is in {beside}")
                 return found
-        with device.arithmetic(self.walk.settings.precision):
+        with device.arithmetic(self.settings.precision):
             return CorpusIndex(retriever, passages, batch_size=batch_size, progress=progress)
 
     def rerank(self, reranker: TrainedModel, hits: StoredRun) -> StoredRun:
         """The best hits of every query in a re-ranker's order, and behind them the others as they were."""
-        depth = self.walk.settings.evaluation.rerank_depth
-        run = self._judged("reranked", reranker, hits, partial(_as_they_are, depth=depth), depth)
-        return self._evaluated.setdefault(run.name, run)
+        depth = self.settings.evaluation.rerank_depth
+        return self._judged(
+            "reranked", reranker, hits, {"depth": depth}, depth, lambda: (hits.value(), depth)
+        )
 
     def score(
         self, reranker: TrainedModel, hits: StoredRun, *, first: int | None = None, sample: int | None = None
     ) -> StoredRun:
         """A re-ranker's scores of labelled positives and candidates: the `first`, or a random `sample`."""
-        choose = partial(_first, count=first)
-        if sample is not None:
-            choose = partial(_sample, count=sample, seed=self.walk.settings.seed)
-        return self._judged("scored", reranker, hits, choose, first or sample or hits.depth)
+        seed = None if sample is None else self.settings.seed
+
+        def choose() -> tuple[Hits, int]:
+            found = hits.value()
+            chosen = first_hits(found, first) if sample is None else sample_hits(found, sample, seed)
+            return with_positives(chosen, hits.queries.qrels, hits.queries.queries), sys.maxsize
+
+        choice = {"first": first, "sample": sample, "seed": seed}
+        return self._judged("scored", reranker, hits, choice, first or sample or hits.depth, choose)
 
     def _judged(
-        self, piece: str, reranker: TrainedModel, hits: StoredRun, choose: Callable[..., Any], depth: int
+        self,
+        piece: str,
+        reranker: TrainedModel,
+        hits: StoredRun,
+        choice: Mapping[str, Any],
+        depth: int,
+        choose: Callable[[], tuple[Hits, int]],
     ) -> StoredRun:
-        """Scores of a re-ranker. `choose` tells which hits count, and how many of a query are scored."""
-        queries, name = hits.queries, hits.name.replace("/hits.", ".").replace("/", ".")
-        made_of = {"re-ranker": reranker, "hits": hits, "choose": choose, "queries": queries}
+        """Scores of a re-ranker. `choose` gives hits, and how many of a query to score."""
+        name = f"{reranker.step}/{piece}.{hits.step.replace('/', '.')}.{hits.queries.name}"
+        made_of = {"re-ranker": reranker, "hits": hits, "queries": hits.queries, **choice}
 
         def make() -> None:
-            chosen, scored = choose(hits.value(), queries)
-            with device.arithmetic(self.walk.settings.precision):
-                scores = retrieval.rerank(
-                    reranker.value(),
-                    chosen,
-                    self.walk.corpus.passages,
-                    queries.queries,
-                    scored,
-                    batch_size=self.walk.settings.encode_batch,
-                    progress=f"{reranker.step}: score {queries.name}",
-                )
-            self._store(run, scores)
+            chosen, scored = choose()
+            with device.arithmetic(self.settings.precision):
+                options = {
+                    "batch_size": self.settings.encode_batch,
+                    "progress": f"{reranker.step}: score {hits.queries.name}",
+                }
+                texts = self.corpus.passages, hits.queries.queries
+                self._store(run, retrieval.rerank(reranker.value(), chosen, *texts, scored, **options))
 
-        run = self._run(f"{reranker.step}/{piece}.{name}", made_of, make, queries, depth)
+        run = self._run(name, reranker, made_of, make, hits.queries, depth)
         return run
 
     def _run(
-        self, name: str, made_of: dict[str, Any], make: Callable[[], object], queries: QuerySet, depth: int
+        self,
+        name: str,
+        model: ModelHandle,
+        made_of: dict[str, Any],
+        make: Callable[[], object],
+        queries: QuerySet,
+        depth: int,
     ) -> StoredRun:
-        made_of |= {"corpus": self.walk.corpus, "precision": self.walk.settings.precision}
-        return StoredRun(name, made_of, partial(self._read_or_make, make=make), queries, depth)
+        """A run in the folder of a model's step.
+
+        Where several systems search with a model, what is not dev or a test is named by its content: those
+        that ask for the same share it.
+        """
+        made_of |= {"corpus": self.corpus, "precision": self.settings.precision}
+        evaluated = queries.name in self.evaluated
+        if not evaluated and not self.owns(model.step):
+            name += f".{fingerprint_of(made_of)}"
+        run = StoredRun(name, made_of, partial(self._read_or_make, make=make), queries, depth)
+        return self._evaluated.setdefault(name, run) if evaluated else run
 
     def _read_or_make(self, run: StoredRun, make: Callable[[], object]) -> Hits:
         if run.name not in self._made:
-            if self.walk.ledger.keeps(run):
-                return read_run(self.walk.folder / run.place)
+            if self.ledger.keeps(run):
+                return read_run(self.folder / run.place)
             make()
         return self._made.pop(run.name)
 
     def _store(self, run: StoredRun, hits: Hits) -> None:
-        self.walk.ledger.forget(run)
+        self.ledger.forget(run)
         if distributed.is_main():
-            write_run(self.walk.folder / run.place, hits)
-        self.walk.ledger.keep(run)
+            write_run(self.folder / run.place, hits)
+        self.ledger.keep(run)
         self._made[run.name] = hits
 
-    def measured(self, run: StoredRun) -> Values:
+    def measure(self, run: StoredRun) -> Values:
         """Every measure of every query of a run, computed once."""
         if run.name not in self._measured:
-            names = self.walk.settings.evaluation.measures
+            names = self.settings.evaluation.measures
             self._measured[run.name] = metrics.evaluate_queries(run.queries.qrels, run.value(), names)
         return self._measured[run.name]
-
-    def within(self, walk: Walk) -> Searches:
-        """The searches of another walk, which share what these have found."""
-        other = copy.copy(self)
-        other.walk = walk
-        return other
-
-
-def _as_they_are(hits: Hits, queries: QuerySet, depth: int) -> tuple[Hits, int]:
-    return hits, depth
-
-
-def _first(hits: Hits, queries: QuerySet, count: int | None) -> tuple[Hits, int]:
-    return _all_of(with_positives(first_hits(hits, count), queries.qrels, queries.queries))
-
-
-def _sample(hits: Hits, queries: QuerySet, count: int, seed: int) -> tuple[Hits, int]:
-    return _all_of(with_positives(sample_hits(hits, count, seed), queries.qrels, queries.queries))
-
-
-def _all_of(hits: Hits) -> tuple[Hits, int]:
-    return hits, max(map(len, hits.values()))

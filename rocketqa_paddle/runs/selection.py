@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,14 @@ class Selection:
     from_stage: str | None = None
     until_stage: str | None = None
     dry_run: bool = False
+    names: Sequence[str] = ()
+    """The steps of the run, in their order."""
 
-    def check(self, names: Sequence[str]) -> None:
-        """Refuse steps that the run does not have.
+    def among(self, names: Sequence[str]) -> Selection:
+        """The same selection among the steps of a run.
 
         Raises:
-            ValueError: names those it has.
+            ValueError: the run does not have a step; names those it has.
         """
         first, last = self.from_stage, self.until_stage
         for flag, name in {"--from-stage": first, "--until-stage": last}.items():
@@ -26,14 +28,15 @@ class Selection:
                 raise ValueError(f"{flag} {name}: the steps of this run are {', '.join(names)}")
         if first and last and names.index(first) > names.index(last):
             raise ValueError(f"--from-stage {first} comes after --until-stage {last}")
+        return replace(self, names=names)
 
-    def trusts(self, name: str, names: Sequence[str]) -> bool:
+    def trusts(self, name: str) -> bool:
         """Whether a step is taken as it is."""
-        return self.from_stage in names and names.index(name) < names.index(self.from_stage)
+        return bool(self.from_stage) and self.names.index(name) < self.names.index(self.from_stage)
 
-    def wants(self, name: str, names: Sequence[str]) -> bool:
+    def wants(self, name: str) -> bool:
         """Whether a step is looked at."""
-        return self.until_stage not in names or names.index(name) <= names.index(self.until_stage)
+        return not self.until_stage or self.names.index(name) <= self.names.index(self.until_stage)
 
 
 ALL = Selection()

@@ -36,39 +36,32 @@ class Schedule:
 class Training:
     """Models that are trained together.
 
-    Args:
-        step: names the folder of the step.
-        title: what tables call the step.
-        models: to begin with.
-        groups: the training data.
-        loss: the checkpoints in the order of `models` → what the trainer minimises. What `functools.partial`
-            binds to it decides the result as well; a re-ranker there scores every group.
-        settings: fields of subclasses of `TrainingSettings` are not looked at.
-        rates: factors of the learning rate by model.
-        schedule: the place of this training in a longer one.
-        batches: which groups meet in a batch.
+    `step` names the folder, and `title` is what tables call the step. Of the settings, fields of subclasses
+    of `TrainingSettings` are not looked at.
     """
 
     step: str
     title: str
     models: Sequence[ModelHandle]
+    """The models to begin with."""
     groups: Groups
     loss: Callable[..., Loss]
+    """The checkpoints in the order of `models` → what the trainer minimises. What `functools.partial` binds
+    to it decides the result as well; a re-ranker there scores every group."""
     settings: TrainingSettings
     rates: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the learning rate by model."""
     schedule: Schedule | None = None
     batches: BatchSampler = shuffled
+    """Which groups meet in a batch."""
 
     def made_of(self, settings: RunSettings) -> dict[str, Any]:
         """Everything that decides the result."""
         values = {model.kind.value: model for model in self.models}
         values |= {field.name: getattr(self.settings, field.name) for field in fields(TrainingSettings)}
         values |= {"groups": self.groups, "loss": self.loss, "rates": self.rates, "batches": self.batches}
-        return values | {
-            "schedule": self.schedule or {},
-            "seed": settings.seed,
-            "precision": settings.precision,
-        }
+        values |= {"schedule": self.schedule or {}, "seed": settings.seed, "precision": settings.precision}
+        return values
 
     def fit(self, walk: Walk, trained: Sequence[TrainedModel]) -> tuple[list[Checkpoint], str]:
         """Build the groups and train; give the checkpoints, and a sentence for their cards.
@@ -81,15 +74,12 @@ class Training:
             say(f"{step}: {note}")
         if not examples:
             raise ValueError(f"{step}: no training data ({'; '.join(notes)}): see `rocketqa mine --report`")
-        checkpoints, kinds = (
-            [model.take() for model in self.models],
-            [model.kind.value for model in self.models],
-        )
+        checkpoints = {model.kind.value: model.take() for model in self.models}
         trainer = Trainer(
-            f"{self.step} {' and '.join(kinds)}",
-            {kind: checkpoint.network for kind, checkpoint in zip(kinds, checkpoints, strict=True)},
+            f"{self.step} {' and '.join(checkpoints)}",
+            {kind: checkpoint.network for kind, checkpoint in checkpoints.items()},
             examples,
-            resolved(self.loss)(*checkpoints),
+            resolved(self.loss)(*checkpoints.values()),
             self.settings,
             folder=walk.folder / "last",
             log=walk.log,
@@ -105,7 +95,7 @@ class Training:
         trainer.fit()
         sources = Counter(group.source for group in examples).most_common()
         told = ", ".join(f"{count} {source}" for source, count in sources)
-        return checkpoints, f"Trained in step {step} on {len(examples)} groups ({told})."
+        return list(checkpoints.values()), f"Trained in step {step} on {len(examples)} groups ({told})."
 
     def _leg(self, walk: Walk, model: TrainedModel) -> Leg:
         s = self.schedule

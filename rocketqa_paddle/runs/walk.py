@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from rocketqa_paddle.data.dataset import Corpus, QuerySet
+from rocketqa_paddle.data import dataset
+from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.runs.initials import Initials
 from rocketqa_paddle.runs.ledger import Ledger
 from rocketqa_paddle.runs.plan import Plan
-from rocketqa_paddle.runs.selection import Selection
+from rocketqa_paddle.runs.selection import ALL, Selection
 from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.training.log import MetricsLog
 
 
-@dataclass
 class Walk:
-    """What every step of a walk needs. The first walk is dry.
+    """What every step of a walk needs: settings, data, what the run folder has, and the plan.
 
-    `evaluated` has dev and tests by name; `row` is a folder inside of the run folder, for a system that
-    shares it with others.
+    A `dry` walk comes first. `row` is a folder inside of the run folder, for a system that shares it with
+    others.
+
+    Raises:
+        ValueError: the data do not hold together, or a measure is unknown.
     """
 
-    settings: RunSettings
-    corpus: Corpus
-    evaluated: Mapping[str, QuerySet]
-    initials: Initials
-    ledger: Ledger
-    plan: Plan
-    selection: Selection
-    dry: bool
-    row: str = ""
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings, self.folder, self.row = settings, Path(settings.output), ""
+        measures, depth = metrics.parse_measures(settings.evaluation.measures), settings.evaluation.depth
+        data = dataset.load(settings.data)
+        self.corpus, self.labelled, self.unlabelled = data.corpus, data.labelled, data.unlabelled
+        self.evaluated, self.dev = data.evaluated, data.evaluated[settings.data.dev]
+        if clash := [name for name in self.evaluated if name.startswith("train.")]:
+            raise ValueError(
+                f"a split must not be called {clash[0]!r}, as a set of training queries: rename it"
+            )
+        self.tests = [self.evaluated[name] for name in settings.data.tests or [settings.data.dev]]
+        deeper = [m for m in measures if (m.params.get("cutoff") or 0) > depth]
+        told = f"is measured on {depth} passages a query, for evaluation.depth is {depth}"
+        self.notes = [*data.notes, *(f"{measure} {told}" for measure in deeper)]
+        self.initials = Initials(settings, self.corpus, self.folder / "vocabulary" / self.corpus.fingerprint)
+        self.begin(ALL, dry=True)
 
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.ledger.folder
+    def begin(self, selection: Selection, *, dry: bool) -> None:
+        """Begin a walk. The second one makes what the first has noted in the plan."""
+        self.selection, self.dry = selection, dry
+        if dry:
+            self.ledger = Ledger(self.folder)
+            self.plan = Plan(self.ledger)
 
     @property
     def place(self) -> Path:
         """Where the reports and `best/` of the system go."""
         return self.folder / self.row
 
-    @cached_property
+    @property
     def log(self) -> MetricsLog:
         """Losses and measures of the system."""
         return MetricsLog(self.place / "metrics.jsonl")
@@ -52,3 +61,7 @@ class Walk:
     def step(self, name: str) -> str:
         """The full name of a step."""
         return f"{self.row}/{name}" if self.row else name
+
+    def owns(self, step: str) -> bool:
+        """Whether a step, by its full name, belongs to this system and to no other."""
+        return step.startswith(self.step(""))

@@ -24,10 +24,9 @@ def warm_up(
     retriever = run.train_retriever(WARM_UP, "warmed up", retriever, groups, s.warmup_retriever)
 
     queries, lists = deal.take("train.reranker", s.warmup_reranker.queries), s.warmup_reranker
-    found = run.search(retriever, queries, depth)
-    groups = run.mine(
-        Miner.undenoised, queries, negatives=lists.negatives, candidates=found, easy=lists.easy_negatives
-    )
+    candidates = run.search(retriever, queries, depth) if queries else {}
+    values = {"candidates": candidates, "easy": lists.easy_negatives}
+    groups = run.mine(Miner.undenoised, queries, negatives=lists.negatives, **values)
     initial = run.initial_reranker()
     reranker = run.train_reranker(WARM_UP, "warmed up", initial, groups, lists, over=retriever)
     return retriever, reranker

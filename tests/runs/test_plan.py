@@ -56,6 +56,13 @@ def test_candidates_are_scored_where_they_are_first_needed(data, tmp_path):
     assert scored == {"step1": 0, "step2": 10 * 10, "step3": 25 * 10, "step4": 15 * 10}
 
 
+def test_a_re_ranker_that_is_taken_as_it_is_needs_no_candidates(data, tmp_path):
+    settings = change(running.rocketqav2(tmp_path / "run", data), "warmup_reranker", queries=0)
+    _, planned = running.rehearse(settings)
+    made = {artefact.name for artefact in planned.steps["warm-up"].missing}
+    assert "warm-up/reranker" in made and "warm-up/hits.train.reranker" not in made
+
+
 def test_a_dry_run_tells_what_the_folder_has_and_writes_nothing(warmed_up, capsys):
     def contents() -> dict[str, int]:
         return {str(path): path.stat().st_mtime_ns for path in Path(warmed_up.output).rglob("*")}

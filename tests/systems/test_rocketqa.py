@@ -17,9 +17,9 @@ from rocketqa_paddle import losses
 from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.mining.calibration import calibrate
 from rocketqa_paddle.networks import forward
-from rocketqa_paddle.runs import run as runs
 from rocketqa_paddle.runs import searches, trainings
 from rocketqa_paddle.runs.best import Best
+from rocketqa_paddle.runs.measured import Measured
 from rocketqa_paddle.runtime.storage import locked
 from rocketqa_paddle.search.bm25 import bm25
 from rocketqa_paddle.settings import OptimizerSettings
@@ -148,9 +148,9 @@ def test_starting_again_computes_nothing(whole):
     [
         pytest.param(stop_at(losses, "in_batch", 6), id="SIGTERM in step 3"),
         pytest.param(kill_before(searches, "write_run", 5), id="killed scoring candidates"),
-        pytest.param(kill_before(runs.Run, "_measure_on_dev", 3), id="killed before dev is measured"),
+        pytest.param(kill_before(Measured, "_measure", 3), id="killed before dev is measured"),
         pytest.param(kill_after(Best, "keep", 2), id="killed when best/ has a new model"),
-        pytest.param(kill_after(runs.Run, "choose_best", 2), id="killed before the report"),
+        pytest.param(kill_after(Measured, "choose", 4), id="killed before the report"),
     ],
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, stop):

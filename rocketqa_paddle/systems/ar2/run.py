@@ -52,16 +52,16 @@ def train(run: Run, s: AR2Settings) -> None:
         found = run.search(retriever, queries[number], depth)
         mine = partial(run.mine, Miner.undenoised, queries[number], negatives=negatives, candidates=found)
 
-        schedule = _schedule(number, queries, adversarial.reranker, reranker)
         groups, settings = mine(seed=2 * number), adversarial.reranker
-        trained = run.train(Training(name, name, [reranker], groups, list_loss, settings, schedule=schedule))
-        reranker = trained[Model.RERANKER]
+        schedule = _schedule(number, queries, settings, reranker)
+        ranking = Training(name, name, [reranker], groups, list_loss, settings, schedule=schedule)
+        reranker = run.train(ranking)[Model.RERANKER]
 
-        schedule = _schedule(number, queries, adversarial.retriever, retriever)
         groups, settings = mine(seed=2 * number + 1), adversarial.retriever
+        schedule = _schedule(number, queries, settings, retriever)
         loss = partial(against, judge=reranker, **vars(adversarial.loss))
-        trained = run.train(Training(name, name, [retriever], groups, loss, settings, schedule=schedule))
-        retriever = trained[Model.RETRIEVER]
+        retrieval = Training(name, name, [retriever], groups, loss, settings, schedule=schedule)
+        retriever = run.train(retrieval)[Model.RETRIEVER]
         run.evaluate_retriever(retriever)
         run.evaluate_reranker(reranker, over=warmed_up)
     report_rounds(run, "AR2", rounds)

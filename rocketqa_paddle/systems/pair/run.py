@@ -11,13 +11,7 @@ from __future__ import annotations
 from rocketqa_paddle.runs.report import report_steps
 from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.systems.pair.settings import PairSettings
-from rocketqa_paddle.systems.rocketqa.run import (
-    denoised,
-    judged_by,
-    pseudo_labelled,
-    train_first_reranker,
-    train_first_retriever,
-)
+from rocketqa_paddle.systems.rocketqa.run import Judge, train_first_reranker, train_first_retriever
 
 
 def train(run: Run, s: PairSettings) -> None:
@@ -25,19 +19,17 @@ def train(run: Run, s: PairSettings) -> None:
     run.measure_initial()
     retriever = train_first_retriever(run, "teacher_retriever", "teacher", s.teacher_retriever)
     found = run.search(retriever, run.labelled, s.denoising.depth)
-    reranker = train_first_reranker(run, "teacher_reranker", "teacher", retriever, found, s.teacher_reranker)
-    judge = judged_by(run, reranker, found, s.teacher_reranker, s.denoising)
+    teacher = s.teacher_reranker
+    reranker = train_first_reranker(run, "teacher_reranker", "teacher", found, teacher, over=retriever)
+    judge = Judge(run, reranker, found, s.denoising, lists=teacher.loss == "list")
 
-    labelled = denoised(run, reranker, found, judge, s.denoising)
-    pseudo = pseudo_labelled(run, reranker, found, judge, s.denoising)
+    labelled, pseudo = judge.denoised(found), judge.pseudo_labelled(found)
     if run.unlabelled:
-        found = run.search(retriever, run.unlabelled, s.denoising.depth)
-        unlabelled = pseudo_labelled(run, reranker, found, judge, s.denoising)
+        unlabelled = judge.pseudo_labelled(run.search(retriever, run.unlabelled, s.denoising.depth))
         pseudo, labelled = pseudo + unlabelled, labelled + unlabelled
 
-    initial, title = run.initial_retriever(), "stage 1 (pre-training)"
-    stage1 = run.train_retriever(
-        "pretraining", title, initial, pseudo, s.pretraining, alpha=s.pretraining.alpha
-    )
-    run.train_retriever("finetuning", "stage 2 (fine-tuning)", stage1, labelled, s.finetuning)
+    stage1, title = s.pretraining, "stage 1 (pre-training)"
+    model = run.initial_retriever()
+    model = run.train_retriever("pretraining", title, model, pseudo, stage1, alpha=stage1.alpha)
+    run.train_retriever("finetuning", "stage 2 (fine-tuning)", model, labelled, s.finetuning)
     report_steps(run, "PAIR", first=retriever, reranker=reranker)

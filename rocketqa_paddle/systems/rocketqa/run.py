@@ -12,49 +12,46 @@ from typing import Any
 
 from rocketqa_paddle.data.dataset import Corpus, QuerySet
 from rocketqa_paddle.mining.calibration import Calibration, calibrate, check_scores, describe_scores
-from rocketqa_paddle.mining.miner import Miner
+from rocketqa_paddle.mining.miner import Miner, Policy
 from rocketqa_paddle.records import Group, Query
 from rocketqa_paddle.records import Run as Hits
-from rocketqa_paddle.runs.artefacts import Derived, Groups, StoredRun, TrainedModel
+from rocketqa_paddle.runs.artefacts import Groups, StoredRun, TrainedModel
 from rocketqa_paddle.runs.report import report_steps
 from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.runtime.distributed import say
 from rocketqa_paddle.search.bm25 import bm25
-from rocketqa_paddle.systems.rocketqa.settings import (
-    DenoisingSettings,
-    FirstRerankerSettings,
-    FirstRetrieverSettings,
-    RocketQASettings,
-)
+from rocketqa_paddle.systems.rocketqa import settings
 from rocketqa_paddle.training.reranking import binary_loss, list_loss
 
 _BM25_DEPTH = 100  # as the released data of NQ, which are DPR's
 
 
-def train(run: Run, s: RocketQASettings) -> None:
+def train(run: Run, s: settings.RocketQASettings) -> None:
     """Train the four steps of the paper; without unlabelled queries, three."""
     run.measure_initial()
     m_d0 = train_first_retriever(run, "step1", "step 1 (M_D0)", s.step1)
     found = run.search(m_d0, run.labelled, s.denoising.depth)
-    m_c = train_first_reranker(run, "step2", "step 2 (M_C)", m_d0, found, s.step2)
-    judge = judged_by(run, m_c, found, s.step2, s.denoising)
+    m_c = train_first_reranker(run, "step2", "step 2 (M_C)", found, s.step2, over=m_d0)
+    judge = Judge(run, m_c, found, s.denoising, lists=s.step2.loss == "list")
 
-    hard = denoised(run, m_c, found, judge, s.denoising)
+    hard = judge.denoised(found)
     data = hard if s.step3.denoise else undenoised(run, found, s.denoising)
     begin: dict[str, Any] = {"init": run.initial_retriever(), "step1": m_d0}
     m_d1 = run.train_retriever("step3", "step 3 (M_D1)", begin[s.step3.init], data, s.step3)
 
     if run.unlabelled:
         found, begin["step3"] = run.search(m_d1, run.unlabelled, s.denoising.depth), m_d1
-        pseudo = pseudo_labelled(run, m_c, found, judge, s.denoising)
-        run.train_retriever("step4", "step 4 (M_D2)", begin[s.step4.init], hard + pseudo, s.step4)
+        data = hard + judge.pseudo_labelled(found)
+        run.train_retriever("step4", "step 4 (M_D2)", begin[s.step4.init], data, s.step4)
     report_steps(run, "RocketQA", first=m_d0, reranker=m_c)
 
 
-def train_first_retriever(run: Run, step: str, title: str, s: FirstRetrieverSettings) -> TrainedModel:
+def train_first_retriever(
+    run: Run, step: str, title: str, s: settings.FirstRetrieverSettings
+) -> TrainedModel:
     """Train on labelled positives with cross-batch negatives, and a few of the corpus or of BM25."""
     queries, candidates, easy = run.deal().take("queries", s.queries), {}, s.negatives
-    if s.init and not len(queries):
+    if s.init and not queries:
         run.initials.check_as_it_is(s.init, f"{step}.init")
     if s.candidates == "bm25":
         candidates, easy = run.derive(_bm25, queries=queries, corpus=run.corpus), 0
@@ -67,25 +64,52 @@ def _bm25(queries: QuerySet, corpus: Corpus) -> Hits:
 
 
 def train_first_reranker(
-    run: Run, step: str, title: str, retriever: TrainedModel, found: StoredRun, s: FirstRerankerSettings
+    run: Run, step: str, title: str, found: StoredRun, s: settings.FirstRerankerSettings, over: TrainedModel
 ) -> TrainedModel:
     """Train on labelled positives and what the first retriever finds."""
     queries, easy = run.deal().take("queries", s.queries), s.easy_negatives
     groups = run.mine(Miner.undenoised, queries, negatives=s.negatives, candidates=found, easy=easy)
     loss = list_loss if s.loss == "list" else binary_loss
-    return run.train_reranker(step, title, run.initial_reranker(), groups, s, over=retriever, loss=loss)
+    return run.train_reranker(step, title, run.initial_reranker(), groups, s, over=over, loss=loss)
 
 
-# Denoising, section 3.2, and data augmentation, section 3.3 ---------------------------------------
+def undenoised(run: Run, found: StoredRun, s: settings.DenoisingSettings) -> Groups:
+    """Hard negatives as they are, to compare."""
+    values = {"candidates": found, "first": s.scored}
+    return run.mine(Miner.undenoised, found.queries, negatives=s.negatives, **values)
 
 
-def judged_by(
-    run: Run, reranker: TrainedModel, found: StoredRun, s: FirstRerankerSettings, denoising: DenoisingSettings
-) -> Derived:
-    """What makes probabilities of a re-ranker's scores."""
-    scores, lists = run.score(reranker, found, first=denoising.scored), s.loss == "list"
-    values = {"lists": lists, "below": denoising.negative_below, "seed": run.settings.seed}
-    return run.derive(_calibrated, scores=scores, labelled=found.queries, **values)
+class Judge:
+    """A re-ranker that makes training data of what a retriever finds.
+
+    Where it was trained on `lists`, its scores of what was `found` for labelled queries tell how scores
+    become probabilities.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        reranker: TrainedModel,
+        found: StoredRun,
+        s: settings.DenoisingSettings,
+        *,
+        lists: bool,
+    ) -> None:
+        self.run, self.reranker, self.s = run, reranker, s
+        values = {"lists": lists, "below": s.negative_below, "seed": run.settings.seed}
+        scores = run.score(reranker, found, first=s.scored)
+        self.calibration = run.derive(_calibrated, scores=scores, labelled=found.queries, **values)
+
+    def denoised(self, found: StoredRun, policy: Policy = Miner.denoised, **more: Any) -> Groups:
+        """Labelled positives, and negatives among the candidates that the re-ranker rejects (section 3.2)."""
+        s, scored = self.s, self.run.score(self.reranker, found, first=self.s.scored)
+        values = {"below": s.negative_below, "hardest": s.choose == "hardest", **more}
+        values |= {"scored": scored, "deeper": found, "calibration": self.calibration}
+        return self.run.mine(policy, found.queries, negatives=s.negatives, **values)
+
+    def pseudo_labelled(self, found: StoredRun) -> Groups:
+        """Groups whose positive the re-ranker chose (section 3.3); no negative is a labelled positive."""
+        return self.denoised(found, _pseudo, name=found.queries.name, above=self.s.positive_above)
 
 
 def _calibrated(scores: Hits, labelled: QuerySet, lists: bool, below: float, seed: int) -> Calibration:
@@ -104,28 +128,6 @@ def _calibrated(scores: Hits, labelled: QuerySet, lists: bool, below: float, see
     return fitted
 
 
-def denoised(
-    run: Run, reranker: TrainedModel, found: StoredRun, judge: Derived, s: DenoisingSettings, **more: Any
-) -> Groups:
-    """Labelled positives, and negatives among the candidates that the re-ranker rejects."""
-    values = {"deeper": found, "below": s.negative_below, "hardest": s.choose == "hardest"}
-    values = {
-        "policy": Miner.denoised,
-        "scored": run.score(reranker, found, first=s.scored),
-        **values,
-        **more,
-    }
-    return run.mine(queries=found.queries, negatives=s.negatives, calibration=judge, **values)
-
-
-def pseudo_labelled(
-    run: Run, reranker: TrainedModel, found: StoredRun, judge: Derived, s: DenoisingSettings
-) -> Groups:
-    """Groups whose positive is the re-ranker's choice as well; a labelled positive is never a negative."""
-    more = {"policy": _pseudo, "name": found.queries.name, "above": s.positive_above}
-    return denoised(run, reranker, found, judge, s, **more)
-
-
 def _pseudo(
     miner: Miner, queries: Iterable[Query], *, name: str, scored: Hits, above: float, **options: Any
 ) -> list[Group]:
@@ -136,9 +138,3 @@ def _pseudo(
             f"negatives. {describe_scores(scored, miner.calibration)}"
         )
     return groups
-
-
-def undenoised(run: Run, found: StoredRun, s: DenoisingSettings) -> Groups:
-    """Hard negatives as they are, to compare."""
-    queries = found.queries
-    return run.mine(Miner.undenoised, queries, negatives=s.negatives, candidates=found, first=s.scored)
