@@ -4,8 +4,6 @@
 computes the gradient over all ranks with the memory of one chunk (GradCache).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar

@@ -4,8 +4,6 @@ Throughout, `scores` is `[groups, group size]`: a row is a query's passages, the
 Nothing here knows of networks, so any pair of scorers can be trained with it.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import paddle

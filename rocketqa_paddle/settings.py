@@ -4,8 +4,6 @@ Networks and losses never see them. The docstring under a field is its help text
 system alone reads is in that system's folder.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What `load_model()` returns: the RocketQA toolkit's two models, for use in programs."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -10,8 +10,6 @@
 A dual encoder of two towers is, for the last two, a folder with `query/` and `passage/`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A folder holds `config.json`, `model.safetensors`, the vocabulary and `README.md` (the model card).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

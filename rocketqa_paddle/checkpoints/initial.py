@@ -1,7 +1,5 @@
 """Initial checkpoints: what training begins with, read as a setting names it and put into new networks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The cache is the folder `ROCKETQA_HOME`, by default `~/.rocketqa`. The RocketQA 
 so models that it has downloaded are found here.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import os

@@ -3,8 +3,6 @@
 A command is a function whose parameters are its flags and whose docstring is its help.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

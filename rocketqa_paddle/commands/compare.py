@@ -1,7 +1,5 @@
 """The command `rocketqa compare`: systems side by side, from one warm-up, with one budget of steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

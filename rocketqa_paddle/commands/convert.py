@@ -1,7 +1,5 @@
 """The command `rocketqa convert`: a model in another maker's format."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

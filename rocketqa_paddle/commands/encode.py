@@ -1,7 +1,5 @@
 """The command `rocketqa encode`: texts to vectors in a NumPy file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

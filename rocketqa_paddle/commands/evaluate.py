@@ -1,7 +1,5 @@
 """The command `rocketqa evaluate`: a run measured by judgements."""
 
-from __future__ import annotations
-
 from rocketqa_paddle.data.collections import load_qrels
 from rocketqa_paddle.data.runs import read_run
 from rocketqa_paddle.settings import EvaluationSettings

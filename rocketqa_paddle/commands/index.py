@@ -1,7 +1,5 @@
 """The command `rocketqa index`: a corpus to a searchable index."""
 
-from __future__ import annotations
-
 from rocketqa_paddle.data.collections import keyed, read_passages
 from rocketqa_paddle.runtime.device import select_device
 

@@ -1,7 +1,5 @@
 """The command `rocketqa inspect`: what a model is."""
 
-from __future__ import annotations
-
 
 def inspect_model(checkpoint: str) -> None:
     """Tell what a model is: kind, sizes, tokenizer, lengths, digest.

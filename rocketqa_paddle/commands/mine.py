@@ -1,7 +1,5 @@
 """The command `rocketqa mine`: training groups made from files, without a run of a system."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The command `rocketqa models`: the published models."""
 
-from __future__ import annotations
-
 HEAD = ("name", "kind", "language", "trained on", "system", "lengths", "fetched", "md5", "url")
 
 

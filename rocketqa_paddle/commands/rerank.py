@@ -1,7 +1,5 @@
 """The command `rocketqa rerank`: a run in a re-ranker's order."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from rocketqa_paddle.data.collections import read_passages, read_queries

@@ -1,7 +1,5 @@
 """The command `rocketqa search`: a search engine for people, or for a file of queries."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The command `rocketqa train`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

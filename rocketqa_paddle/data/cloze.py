@@ -3,8 +3,6 @@
 Lee et al., ACL 2019 (ORQA), section 4. AR2 pre-trains its retriever on such groups for NQ and TriviaQA.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Collections: a corpus, the queries of its splits, and their relevance judgements."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Container, Iterable, Iterator, Sequence

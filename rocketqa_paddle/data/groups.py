@@ -3,8 +3,6 @@
 Every file may be gzipped, and its name may end in `.gz`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Runs: files of what a retriever or re-ranker found for each query, as TREC or the reference writes them."""
 
-from __future__ import annotations
-
 import math
 import random
 import sys

@@ -17,8 +17,6 @@ A file that breaks its format raises `FormatError`; a missing file raises `FileN
 the new one is complete.
 """
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import itertools

@@ -1,7 +1,5 @@
 """Measures of a run (by ir_measures), and whether two runs differ by more than chance (by SciPy)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Pictures of the curves of a run, written as PNG. Without matplotlib, they raise `ImportError`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

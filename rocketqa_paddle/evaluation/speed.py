@@ -1,7 +1,5 @@
 """How fast networks are on this machine."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Markdown tables of measures, and sentences on their significance."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ RocketQA takes 0.1 and 0.9 (Qu et al., NAACL 2021, section 4.1.3). These fit its
 probabilities of another re-ranker may lie on one side of them.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Batches: packed sequences padded to tensors, and sequences of similar length put together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The networks: a dual encoder that retrieves, a cross encoder that re-ranks, and how they read text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

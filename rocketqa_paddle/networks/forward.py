@@ -1,7 +1,5 @@
 """Forward passes: groups to tensors with gradient, for training; texts to arrays, for everything else."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The parameters of a network by name: copied out, checked and filled in."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The word pieces are those of the reference's `tokenization.py`, made by the Rust
 checkpoint with an `spm.model` has a SentencePiece tokenizer instead.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Vocabularies of word pieces: read, written, and trained on texts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path

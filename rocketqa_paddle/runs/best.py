@@ -1,7 +1,5 @@
 """The folder `best/` of a run: the search engine made of the models that are best on dev."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The run folder as a whole: whose it is, and who works in it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """The models that a run begins with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

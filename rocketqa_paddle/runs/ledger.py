@@ -1,7 +1,5 @@
 """What a run folder remembers of every step, in `STEP/step.json`: its artefacts and what each was made of."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

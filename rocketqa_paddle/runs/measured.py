@@ -1,7 +1,5 @@
 """The models of a system, measured on dev, and which of them are the best."""
 
-from __future__ import annotations
-
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.evaluation.tables import Values, table

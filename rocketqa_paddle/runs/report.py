@@ -1,7 +1,5 @@
 """The final report of a run: the models that it trained, measured on the tests and compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 

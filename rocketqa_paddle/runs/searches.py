@@ -1,7 +1,5 @@
 """What retrievers find and re-rankers make of it: runs that are kept in the run folder."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """A training of one or more models: what decides it, and how it is done."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields

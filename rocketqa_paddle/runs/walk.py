@@ -1,7 +1,5 @@
 """A walk through a system: the first computes nothing, the second makes what the run folder does not have."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rocketqa_paddle.data import dataset

@@ -1,7 +1,5 @@
 """The machine a process runs on: CPU settings that must precede Paddle, and the choice of device."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import io

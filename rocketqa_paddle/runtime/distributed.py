@@ -1,7 +1,5 @@
 """All that concerns ranks. Every function does the obvious thing when there is one process."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

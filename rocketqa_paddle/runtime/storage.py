@@ -1,7 +1,5 @@
 """The disk: files and folders that are written whole or not at all, locks, and fingerprints of content."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """BM25, the ranking by shared words that dense retrievers are compared with."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from rocketqa_paddle.records import Passages, Queries, Run

@@ -1,7 +1,5 @@
 """The passages of an index folder on disk, of which a search reads only those that it found."""
 
-from __future__ import annotations
-
 import json
 import os
 import weakref

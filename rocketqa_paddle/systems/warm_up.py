@@ -1,7 +1,5 @@
 """The warm-up with which systems of rounds begin: each model is trained alone."""
 
-from __future__ import annotations
-
 from rocketqa_paddle.data.dataset import Deal
 from rocketqa_paddle.mining.miner import Miner
 from rocketqa_paddle.runs.artefacts import ModelHandle, TrainedModel

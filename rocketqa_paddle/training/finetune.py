@@ -5,8 +5,6 @@ A dual encoder learns from in-batch negatives and one hard negative a query
 perturbed word embeddings (rocketqa/model/cross_encoder_train.py).
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import warnings

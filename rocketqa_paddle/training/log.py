@@ -1,7 +1,5 @@
 """The log of a run: a file of losses and measures, one JSON object a line."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """The optimizer, AdamW or LAMB: its schedule, gradient clipping, the loss scale of fp16 and its state."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

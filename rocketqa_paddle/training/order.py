@@ -1,7 +1,5 @@
 """The order of examples: which of them meet in the batch of a step."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The losses that train a re-ranker alone, on lists or on single pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import paddle

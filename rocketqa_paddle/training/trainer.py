@@ -5,8 +5,6 @@ alone. So a training that goes on from `last/` takes exactly the steps that it w
 no random state to save.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The keys of a model's JSON that Hugging Face, PaddleNLP and the reference share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

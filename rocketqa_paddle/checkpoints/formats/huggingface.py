@@ -3,8 +3,6 @@
 Neither transformers nor PyTorch is needed: `config.json`, safetensors and the vocabulary hold everything.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

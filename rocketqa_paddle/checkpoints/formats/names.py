@@ -1,7 +1,5 @@
 """How Hugging Face and PaddleNLP name the parameters of an encoder and of a classifier's head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Reading and writing need no PaddleNLP; a name such as `ernie-2.0-base-en` needs the extra.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import pickle
 import tempfile

@@ -3,8 +3,6 @@
 The variables have the names of the reference's `model/ernie.py`; `formats/variable.py` reads and writes them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Dual encoders of two towers, which the other libraries hold as two models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rocketqa_paddle.networks.encoders import DUAL, Checkpoint, describe, restore

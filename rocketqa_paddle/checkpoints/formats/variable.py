@@ -1,7 +1,5 @@
 """A variable's file, as `paddle.fluid` saves it: Paddle's LoDTensor."""
 
-from __future__ import annotations
-
 import math
 import struct
 from pathlib import Path

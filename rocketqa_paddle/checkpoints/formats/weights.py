@@ -4,8 +4,6 @@ No parameter is left random without notice: when a network is filled, an array t
 of another shape is an error (`parameters.load_arrays`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The report of a comparison: the rows side by side on the tests and on dev, and what they have computed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 

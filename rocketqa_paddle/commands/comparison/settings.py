@@ -1,7 +1,5 @@
 """The settings of a comparison, and those of its rows."""
 
-from __future__ import annotations
-
 import copy
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass

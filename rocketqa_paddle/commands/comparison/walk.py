@@ -1,7 +1,5 @@
 """A comparison: systems side by side, from one warm-up, with one budget of optimizer steps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ in rounds: train the ranker on candidates of the current retriever, train the re
 encode the corpus again and retrieve the next candidates.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from functools import partial

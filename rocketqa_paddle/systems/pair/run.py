@@ -6,8 +6,6 @@ encoder on them with both similarities; stage 2 fine-tunes it on labelled and ps
 query-centric one alone.
 """
 
-from __future__ import annotations
-
 from rocketqa_paddle.runs.report import report_steps
 from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.systems.pair.settings import PairSettings

@@ -1,7 +1,5 @@
 """The settings of PAIR."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from rocketqa_paddle.settings import ContrastiveSettings, RetrieverSettings, RunSettings, fraction

@@ -5,8 +5,6 @@ on hard negatives of M_D0 that M_C has denoised; a retriever M_D2 on those and o
 M_D1 has searched and M_C has judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

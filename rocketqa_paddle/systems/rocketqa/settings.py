@@ -1,7 +1,5 @@
 """The settings of RocketQA, and of the denoising that PAIR shares with it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

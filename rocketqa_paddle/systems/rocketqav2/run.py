@@ -4,8 +4,6 @@ Ren et al., EMNLP 2021. Warm up each model; then, in rounds: retrieve with the c
 groups, take joint steps, evaluate on dev, save; the best models on dev are the result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
