@@ -447,7 +447,7 @@ TRAINING = {
 def test_answers_while_another_thread_trains_are_those_given_alone(
     kind: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of other models, of another model of the same checkpoint, and of the very model that is trained."""
+    """Other models, a model of the same checkpoint, and the very model that is trained can be used."""
     file = tmp_path / "train.tsv"
     file.write_text("".join("\t".join(row) + "\n" for row in TRAINING[kind]), encoding="utf-8")
 

@@ -39,7 +39,7 @@ def write(path: Path, rows: list[tuple[str, ...]]) -> None:
 
 
 def make_files(folder: Path) -> Path:
-    """Of the shapes of the toolkit's: columns, titles that are empty or `-`, labels, a last line unended."""
+    """Write files like the toolkit's: columns, titles that are empty or `-`, labels, a last line unended."""
     folder.mkdir(parents=True)
     queries = [f"{WORDS[i % 11]} 的 {WORDS[(i * 3 + 1) % 11]} 是什么?" for i in range(40)]
     texts = [

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reference import Sizes
+from sentencepiece import SentencePieceTrainer
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
@@ -68,7 +69,7 @@ def write(folder: Path, made: Collection | None = None) -> Path:
 
 
 def tokenizer(folder: Path) -> Tokenizer:
-    """Of the collection's words; writes its vocabulary into `folder`."""
+    """Make a tokenizer of the collection's words, and write its vocabulary into `folder`."""
     made = collection()
     texts = [passage.text for passage in made.passages.values()]
     texts += [query.text for split in made.splits.values() for query in split.queries.values()]
@@ -78,8 +79,26 @@ def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(folder / "vocab.txt")
 
 
+def sentence_pieces(folder: Path, texts: list[str], vocab_size: int, **pieces: Any) -> Path:
+    """Train a SentencePiece model on texts and write `spm.model`; `pieces` goes to the trainer."""
+    with (folder / "spm.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=file,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **pieces,
+        )
+    return folder / "spm.model"
+
+
+PADDED = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "pad_piece": "[PAD]", "unk_piece": "[UNK]"}
+"""Settings of `sentence_pieces` that give the special tokens the names and ids of ERNIE."""
+
+
 def config(tokens: int) -> ErnieConfig:
-    """Of a network that computes in a millisecond; weights large enough that no two scores are alike."""
+    """Sizes of a network that computes in a millisecond; its large weights make no two scores alike."""
     return ErnieConfig(
         vocab_size=tokens,
         hidden_size=16,

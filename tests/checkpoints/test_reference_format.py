@@ -25,7 +25,6 @@ import toy
 from foreign import contents, read_json, write_json, write_words
 from lod import lod_tensor
 from reference import Sequence2, Sizes
-from sentencepiece import SentencePieceTrainer
 
 import rocketqa_paddle
 from rocketqa_paddle.checkpoints import convert, published
@@ -869,22 +868,9 @@ def test_what_the_toolkit_cannot_express_is_refused_all_at_once(tmp_path):
 
 
 def test_sentence_pieces_are_refused(tmp_path):
-    with open(tmp_path / "spm.model", "wb") as model:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(["the moon shines on the water", "an old king sleeps"]),
-            model_writer=model,
-            vocab_size=40,
-            hard_vocab_limit=False,
-            pad_id=0,
-            unk_id=1,
-            bos_id=-1,
-            eos_id=-1,
-            pad_piece="[PAD]",
-            unk_piece="[UNK]",
-            control_symbols=["[CLS]", "[SEP]"],
-            minloglevel=2,
-        )
-    network, tokenizer = CrossEncoder(ErnieConfig(**SMALL)), Tokenizer(tmp_path / "spm.model")
+    texts = ["the moon shines on the water", "an old king sleeps"]
+    pieces = toy.sentence_pieces(tmp_path, texts, 40, **toy.PADDED, control_symbols=["[CLS]", "[SEP]"])
+    network, tokenizer = CrossEncoder(ErnieConfig(**SMALL)), Tokenizer(pieces)
     assert any("SentencePiece" in p for p in refusal(Checkpoint(network, tokenizer, {"pair": 20}), tmp_path))
 
 

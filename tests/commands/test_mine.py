@@ -143,7 +143,7 @@ def test_hard_honours_skip(line, tmp_path):
 
 
 def test_without_a_reranker_the_runs_scores_count(line, tmp_path):
-    """Of all hits, for a re-ranker wrote them: five a query are below, and four of these are taken."""
+    """A re-ranker wrote the hits, so all count: five a query are below, and four of these are taken."""
     cut = 2 - 22 * (DEPTH - 7) / (DEPTH - 2) + 0.01  # just above the score of the fifth last
     cli.main(line(negative_below=expit(cut)))
     for query_id, (_, *others) in read(tmp_path / "groups.tsv").items():

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import reference
+import toy
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceTrainer
 
 from rocketqa_paddle.networks import tokenization
 from rocketqa_paddle.networks.tokenization import Tokenizer, truncate_pair
@@ -283,22 +283,8 @@ def test_training_a_vocabulary_is_repeatable(tmp_path):
 def sentence_pieces(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("spm")
     corpus = [f"the {a} moon shines on {b} water" for a in ("old", "new", "cold") for b in ("hot", "red")]
-    with open(folder / "spm.model", "wb") as file:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(corpus),
-            model_writer=file,
-            vocab_size=50,
-            hard_vocab_limit=False,
-            pad_id=0,
-            unk_id=1,
-            bos_id=-1,
-            eos_id=-1,
-            pad_piece="[PAD]",
-            unk_piece="[UNK]",
-            minloglevel=2,
-            **{request.param: ["[CLS]", "[SEP]", "[MASK]"]},
-        )
-    return folder / "spm.model"
+    symbols = {request.param: ["[CLS]", "[SEP]", "[MASK]"]}
+    return toy.sentence_pieces(folder, corpus, 50, **toy.PADDED, **symbols)
 
 
 def test_sentence_pieces_pack_like_word_pieces(sentence_pieces):
@@ -329,13 +315,6 @@ def test_sentence_pieces_are_saved_under_their_own_name(sentence_pieces, tmp_pat
 
 
 def test_sentence_pieces_without_special_tokens_are_refused(tmp_path):
-    with open(tmp_path / "spm.model", "wb") as file:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(["the moon"] * 3),
-            model_writer=file,
-            vocab_size=20,
-            hard_vocab_limit=False,
-            minloglevel=2,
-        )
+    pieces = toy.sentence_pieces(tmp_path, ["the moon"] * 3, 20)
     with pytest.raises(ValueError, match=r"spm.model: the vocabulary has no \[PAD\]"):
-        Tokenizer(tmp_path / "spm.model")
+        Tokenizer(pieces)
