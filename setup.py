@@ -46,7 +46,7 @@ setup(
         "safetensors>=0.4",
         "tqdm>=4.60",
         "httpx>=0.24",
-        "filelock>=3.8",
+        "filelock>=3.24",
         "ijson>=3.5",
         "jsonargparse[signatures]>=4.35",
         "PyYAML>=6",

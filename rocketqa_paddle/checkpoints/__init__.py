@@ -3,10 +3,12 @@
 from rocketqa_paddle.checkpoints.folder import (
     CHECKPOINT_FILES,
     CONFIG,
+    CONTENTS,
     is_checkpoint,
     load,
     save,
     set_in_card,
+    write,
 )
 
-__all__ = ["CHECKPOINT_FILES", "CONFIG", "is_checkpoint", "load", "save", "set_in_card"]
+__all__ = ["CHECKPOINT_FILES", "CONFIG", "CONTENTS", "is_checkpoint", "load", "save", "set_in_card", "write"]

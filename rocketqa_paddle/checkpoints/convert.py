@@ -16,18 +16,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.checkpoints import published
 from rocketqa_paddle.checkpoints.formats import huggingface, paddlenlp, reference
+from rocketqa_paddle.checkpoints.formats.config import SECTION
 from rocketqa_paddle.checkpoints.formats.towers import SIDES, join_towers, split_towers
 from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights
 from rocketqa_paddle.networks import forward, parameters
 from rocketqa_paddle.networks.encoders import CROSS, Checkpoint, Kind, describe
-from rocketqa_paddle.runtime.storage import read_json, replacing, whole
+from rocketqa_paddle.runtime.folders import Contents, replacing, whole
+from rocketqa_paddle.runtime.storage import read_json
 
 Format = Literal["native", "reference", "paddlenlp", "huggingface"]
 _LIBRARIES = {"paddlenlp": paddlenlp, "huggingface": huggingface}
@@ -185,43 +187,42 @@ def installed_folder(reference: str) -> Path:
 
 
 def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = "") -> None:
-    """Write a model to a folder, which is replaced if it holds a model; `card` is for the native format.
+    """Write a model to a folder, which is replaced if it holds a model that `write` wrote, in any format.
+
+    `card` is for the native format.
 
     Raises:
-        ValueError: the format cannot express the model, or the folder holds other files.
+        ValueError: the format cannot express the model, or the folder holds anything else.
     """
-    _check_target(Path(target))
-    if to == "native":
-        checkpoints.save(checkpoint, target, card)
-    elif to == "reference":
-        reference.write(checkpoint, target)
-    elif checkpoint.kind == CROSS or checkpoint.network.shared:
-        _LIBRARIES[to].write(checkpoint, target)
-    else:
-        with replacing(target, marker="query/config.json") as new:
+    with replacing(target, CONTENTS) as new:
+        if to == "native":
+            checkpoints.write(checkpoint, new, card)
+        elif to == "reference":
+            reference.write(checkpoint, new)
+        elif checkpoint.kind == CROSS or checkpoint.network.shared:
+            _LIBRARIES[to].write(checkpoint, new)
+        else:
             for side, tower in split_towers(checkpoint).items():
+                (new / side).mkdir()
                 _LIBRARIES[to].write(tower, new / side)
 
 
-_WRITTEN = {
-    *("config.json", "model.safetensors", "vocab.txt", "spm.model", "README.md"),  # native, and shared
-    *("ernie_config.json", "params"),
-    *("model_state.pdparams", "tokenizer_config.json"),
-    *("tokenizer.json", "modules.json", "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
-    *("config_sentence_transformers.json", "query", "passage"),
-}
-"""The names of all files and folders that any format writes."""
+def _is_ours(config: dict[str, Any]) -> bool:
+    """Tell whether a format's `config.json` is one that we wrote."""
+    native, paths = "format_version" in config, (reference.ENCODER, reference.VOCABULARY, reference.VARIABLES)
+    return native or SECTION in config or tuple(map(config.get, reference.PATHS)) == paths
 
 
-def _check_target(target: Path) -> None:
-    """Check that only a model would be replaced."""
-    others = sorted({file.name for file in target.iterdir()} - _WRITTEN) if target.is_dir() else []
-    config = target / "config.json"
-    if config.is_file() and not {"model_type", *_TOOLKIT_KEYS} & read_json(config).keys():
-        others.append("config.json")
-    if others:
-        named = ", ".join(others[:5])
-        raise ValueError(f"{target} holds {named}, which would be lost: choose another folder")
+_OF_LIBRARIES = (*huggingface.WRITTEN, *paddlenlp.WRITTEN)
+CONTENTS = Contents(
+    "model",
+    names=(
+        *(*checkpoints.CONTENTS.names, *reference.WRITTEN, *_OF_LIBRARIES),
+        *(f"{side}/{name}" for side in SIDES for name in _OF_LIBRARIES),
+    ),
+    markers=("config.json", f"{SIDES[0]}/config.json"),
+    is_ours=_is_ours,
+)
 
 
 # Comparing --------------------------------------------------------------------------------------

@@ -8,18 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from rocketqa_paddle.networks.encoders import Checkpoint, Kind, describe, restore
 from rocketqa_paddle.networks.ernie import ErnieConfig
 from rocketqa_paddle.networks.parameters import to_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
-from rocketqa_paddle.runtime.storage import read_arrays, read_json, replacing, whole, write_json, write_text
+from rocketqa_paddle.runtime.folders import Contents, replacing, whole
+from rocketqa_paddle.runtime.storage import read_arrays, read_json, save_arrays, write_json, write_text
 
 FORMAT_VERSION = 1
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
 CHECKPOINT_FILES = (CONFIG, WEIGHTS, CARD)
 """The files that every checkpoint folder has beside the vocabulary."""
+CONTENTS = Contents(
+    "checkpoint",
+    names=(*CHECKPOINT_FILES, "vocab.txt", "spm.model"),
+    markers=(CONFIG,),
+    is_ours=lambda values: "format_version" in values,
+)
 
 
 def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
@@ -28,18 +33,23 @@ def save(checkpoint: Checkpoint, folder: str | Path, card: str = "") -> None:
     Raises:
         ValueError: the folder holds other files than a checkpoint's.
     """
+    with replacing(folder, CONTENTS) as new:
+        write(checkpoint, new, card)
+
+
+def write(checkpoint: Checkpoint, folder: Path, card: str = "") -> None:
+    """Write the files of a checkpoint into an empty folder; see `save`."""
     network, tokenizer = checkpoint.network, checkpoint.tokenizer
-    with replacing(folder, marker=CONFIG) as new:
-        config = {
-            "format_version": FORMAT_VERSION,
-            **describe(network),
-            "encoder": dataclasses.asdict(network.config),
-            "lengths": checkpoint.lengths,
-            "tokenizer": {"file": tokenizer.save(new), **tokenizer.settings},
-        }
-        write_json(new / CONFIG, config)
-        save_file(to_arrays(network), new / WEIGHTS)
-        (new / CARD).write_text(_card(config, card), encoding="utf-8")
+    config = {
+        "format_version": FORMAT_VERSION,
+        **describe(network),
+        "encoder": dataclasses.asdict(network.config),
+        "lengths": checkpoint.lengths,
+        "tokenizer": {"file": tokenizer.save(folder), **tokenizer.settings},
+    }
+    write_json(folder / CONFIG, config)
+    save_arrays(folder / WEIGHTS, to_arrays(network))
+    (folder / CARD).write_text(_card(config, card), encoding="utf-8")
 
 
 def _card(config: Mapping[str, Any], text: str) -> str:

@@ -18,7 +18,8 @@ from typing import Literal
 import httpx
 from tqdm import tqdm
 
-from rocketqa_paddle.runtime.storage import locked, replacing
+from rocketqa_paddle.runtime.folders import Contents, replacing
+from rocketqa_paddle.runtime.storage import locked
 
 BASE_URL = "https://rocketqa.bj.bcebos.com/RocketQAModels"
 ATTEMPTS = 5
@@ -107,7 +108,7 @@ def fetch(name: str) -> Path:
     folder = home() / name
     if not is_fetched(name):
         _prepare_home()
-        with locked(home() / f".{name}.lock", wait=True):
+        with locked(folder, wait=True):
             if not is_fetched(name):  # another process may have done it while this one waited
                 _fill_cache(MODELS[name], folder)
     return folder
@@ -205,6 +206,8 @@ def _md5(file: Path) -> str:
     return state.hexdigest()
 
 
+_EMPTY = Contents("model", names=(), markers=())
+"""The folder of a model that is not in the cache: it takes the place of nothing."""
 _BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError, FileExistsError)
 """What `tarfile` raises for archives that are cut off, damaged or contradict themselves."""
 
@@ -224,7 +227,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             members = [tarfile.data_filter(_below(member, folder.name), str(folder)) for member in tar]
             if not any(member.isreg() and member.name == "config.json" for member in members):
                 raise ValueError(f"{archive} holds no {folder.name}/config.json")
-            with replacing(folder, marker="config.json") as new:
+            with replacing(folder, _EMPTY) as new:
                 tar.extractall(new, members, filter="data")
     except tarfile.FilterError as error:
         raise ValueError(f"{archive}: {error}; nothing was unpacked") from None

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from rocketqa_paddle.runtime.storage import locked
+
 LARGEST_DIFFERENCE = 1e-4
 """How far a converted model's outputs may be from the original's."""
 
@@ -24,9 +26,11 @@ def convert_model(
     folder = folder.parent if folder.is_file() else folder
     if new in (folder, *folder.parents) or folder in new.parents:
         raise ValueError(f"{target} is where {source} is, or one is inside the other: choose another target")
-    model = convert.read_found(found)
-    convert.write(model, target, to, card=f"Converted from {source}.")
-    difference = convert.largest_difference(model, convert.read(target))
+    with locked(target):
+        convert.CONTENTS.check(target)
+        model = convert.read_found(found)
+        convert.write(model, target, to, card=f"Converted from {source}.")
+        difference = convert.largest_difference(model, convert.read(target))
     if not difference <= LARGEST_DIFFERENCE:
         raise ValueError(
             f"{target}: read back, its outputs differ by {difference:.2g} from those of {source}"

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from rocketqa_paddle.data.collections import keyed, read_passages, read_queries
 from rocketqa_paddle.runtime.device import select_device
+from rocketqa_paddle.runtime.storage import atomic, locked, save_array, write_text
 
 
 def encode(
@@ -34,16 +33,17 @@ def encode(
     from rocketqa_paddle.networks.encoders import DUAL
 
     select_device(use_cuda)
-    model = convert.read(checkpoint, kind=DUAL)
-    if kind == "queries":
-        records = keyed(input, "query", read_queries(input))
-        vectors = forward.encode_queries(model, [q.text for q in records.values()], batch_size=batch_size)
-    else:
-        records = keyed(input, "passage", read_passages(input, titles))
-        columns = [p.title for p in records.values()], [p.text for p in records.values()]
-        vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
     stem = output.removesuffix(".npy")
-    Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    np.save(f"{stem}.npy", vectors)
-    Path(f"{stem}.ids.txt").write_text("".join(f"{id}\n" for id in records), encoding="utf-8")
+    with locked(f"{stem}.npy"):
+        model = convert.read(checkpoint, kind=DUAL)
+        if kind == "queries":
+            records = keyed(input, "query", read_queries(input))
+            vectors = forward.encode_queries(model, [q.text for q in records.values()], batch_size=batch_size)
+        else:
+            records = keyed(input, "passage", read_passages(input, titles))
+            columns = [p.title for p in records.values()], [p.text for p in records.values()]
+            vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
+        with atomic(f"{stem}.npy") as new:
+            save_array(new, vectors)
+        write_text(Path(f"{stem}.ids.txt"), "".join(f"{id}\n" for id in records))
     print(f"{len(records)} vectors of {vectors.shape[1]} dimensions in {stem}.npy")

@@ -2,6 +2,7 @@
 
 from rocketqa_paddle.data.collections import keyed, read_passages
 from rocketqa_paddle.runtime.device import select_device
+from rocketqa_paddle.runtime.storage import locked
 
 
 def index(
@@ -24,10 +25,13 @@ def index(
     """
     from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.networks.encoders import DUAL
+    from rocketqa_paddle.search.index import CONTENTS
     from rocketqa_paddle.search.retrieval import CorpusIndex
 
-    corpus = keyed(passages, "passage", read_passages(passages, titles))
-    select_device(use_cuda)
-    model = convert.read(checkpoint, kind=DUAL)
-    CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(output, model.digest())
+    with locked(output):
+        CONTENTS.check(output)
+        corpus = keyed(passages, "passage", read_passages(passages, titles))
+        select_device(use_cuda)
+        model = convert.read(checkpoint, kind=DUAL)
+        CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(output, model.digest())
     print(f"{len(corpus)} passages indexed in {output}")

@@ -18,7 +18,7 @@ def search(
     output: str | None = None,
     format: Literal["tsv", "trec"] = "tsv",
     k: int = 5,
-    depth: int = 20,
+    depth: int | None = None,
     use_cuda: bool = False,
 ) -> None:
     """Search an index, for people (a readable list) or for a file of queries (a run).
@@ -32,14 +32,15 @@ def search(
         output: run file to write for `queries`
         format: of the run file: `qid TAB pid TAB rank TAB score`, or TREC's six columns
         k: passages a query
-        depth: passages that the re-ranker reads; 0 leaves the retriever's order
+        depth: passages that the re-ranker reads, 20 if the `best` folder says nothing else; 0 leaves the
+            retriever's order
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle.search.engine import SearchEngine, check_request
 
     wanted = _read_queries(query, queries, output)
     texts = check_request([q.text for q in wanted.values()], k, depth)
-    engine = SearchEngine.open(checkpoint, index, reranker if depth else False, use_cuda)
+    engine = SearchEngine.open(checkpoint, index, False if depth == 0 else reranker, use_cuda)
     found = engine.search(texts, k, depth, progress="re-rank" if output else "")
     if output:
         run = {

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rocketqa_paddle.checkpoints import CHECKPOINT_FILES
+from rocketqa_paddle import checkpoints
 from rocketqa_paddle.data.dataset import QuerySet
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.records import Group, Model, Run
@@ -98,7 +98,7 @@ def _split(groups: Built) -> Built:
 
 
 class Stored(Artefact):
-    """An artefact that the run folder keeps: `STEP/PIECE` and an ending, or a folder with some files."""
+    """An artefact that the run folder keeps: a file `STEP/PIECE` and an ending, or a checkpoint folder."""
 
     def __init__(
         self,
@@ -107,12 +107,15 @@ class Stored(Artefact):
         get: Callable[[Any], Any],
         *,
         ending: str = "",
-        files: Sequence[str] = (),
     ) -> None:
         super().__init__(name, made_of, get)
         self.step, _, self.piece = name.rpartition("/")
         self.place = name + ending
-        self.files = [f"{self.place}/{file}" for file in files] or [self.place]
+
+    @property
+    def files(self) -> list[str]:
+        """The files without which it is not there."""
+        return [self.place]
 
 
 class StoredRun(Stored):
@@ -160,8 +163,13 @@ class TrainedModel(Stored, ModelHandle):
     def __init__(
         self, kind: Model, step: str, title: str, made_of: Mapping[str, Any], get: Callable[[Any], Checkpoint]
     ) -> None:
-        super().__init__(f"{step}/{kind.value}", made_of, get, files=CHECKPOINT_FILES)
+        super().__init__(f"{step}/{kind.value}", made_of, get)
         self.kind, self.title = kind, title
+
+    @property
+    def files(self) -> list[str]:
+        """The files that every checkpoint has."""
+        return [f"{self.place}/{file}" for file in checkpoints.CHECKPOINT_FILES]
 
 
 # Values ------------------------------------------------------------------------------------------

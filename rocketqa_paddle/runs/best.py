@@ -10,29 +10,40 @@ from rocketqa_paddle import checkpoints
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs.artefacts import ModelHandle, TrainedModel
 from rocketqa_paddle.runtime import distributed
-from rocketqa_paddle.runtime.storage import read_json, remove, replacing, sync, write_json
+from rocketqa_paddle.runtime.folders import Contents, remove, replacing, sync
+from rocketqa_paddle.runtime.storage import read_json, write_json
+from rocketqa_paddle.search import engine, index
 from rocketqa_paddle.search.retrieval import CorpusIndex
-from rocketqa_paddle.search.texts import OFFSETS, TEXTS
 
 RECORD, INDEX = "steps.json", "index"
-_INDEX_FILES = ("meta.json", "index.faiss", "ids.txt", TEXTS, OFFSETS)
+_PARTS: dict[str, Contents] = {
+    **{kind.value: checkpoints.CONTENTS for kind in Model},
+    INDEX: index.CONTENTS,
+}
 
 
 class Best:
-    """What the folder `best/` has, and which step of the run folder it came from (`best/steps.json`)."""
+    """What the folder `best/` has, and which step of the run folder it came from (`best/steps.json`).
+
+    Raises:
+        ValueError: the folder holds something that we did not write, where a model or the index goes.
+    """
 
     def __init__(self, run: Path, folder: Path) -> None:
         self.run, self.folder, path = run, folder, folder / RECORD
+        for part, contents in _PARTS.items():
+            contents.check(folder / part)
         self._models: dict[str, Any] = read_json(path) if path.is_file() else {}
 
     def has(self, model: ModelHandle) -> bool:
         """Whether this very model is there, whole, and a retriever with its index."""
         known = self._models.get(model.kind.value, {}).get("fingerprint") == model.fingerprint
         files = [f"{model.kind.value}/{file}" for file in checkpoints.CHECKPOINT_FILES]
-        files += [f"{INDEX}/{file}" for file in _INDEX_FILES] if model.kind is Model.RETRIEVER else []
+        if model.kind is Model.RETRIEVER:
+            files += [f"{INDEX}/{file}" for file in index.CONTENTS.names]
         return known and all((self.folder / file).is_file() for file in files)
 
-    def keep(self, model: TrainedModel, why: str, index: CorpusIndex | None = None, digest: str = "") -> None:
+    def keep(self, model: ModelHandle, why: str, corpus: CorpusIndex | None = None, digest: str = "") -> None:
         """Copy a model into the folder, a retriever together with its index.
 
         The two take the places of older ones one right after the other, when both are written. The model's
@@ -42,24 +53,33 @@ class Best:
         self._forget(name)
         with ExitStack() as stack:
             if distributed.is_main():
-                new = stack.enter_context(replacing(self.folder / name, marker=checkpoints.CONFIG))
-                shutil.copytree(self.run / model.place, new, dirs_exist_ok=True)
+                new = stack.enter_context(replacing(self.folder / name, checkpoints.CONTENTS))
+                if isinstance(model, TrainedModel):
+                    shutil.copytree(self.run / model.place, new, dirs_exist_ok=True)
+                else:
+                    checkpoints.write(model.value(), new, "The initial checkpoint, not trained.")
                 checkpoints.set_in_card(new, "Chosen:", why)
                 sync(new)  # the long part, so that the two renames follow each other at once
-            if index is not None:
-                index.save(self.folder / INDEX, digest)
+            if corpus is not None:
+                corpus.save(self.folder / INDEX, digest)
         self._models[name] = {"step": model.step, "fingerprint": model.fingerprint}
         self._write()
 
-    def discard_others(self, models: Collection[TrainedModel]) -> None:
-        """Take away what is none of these models: it was made of other values."""
+    def rerank_to(self, depth: int) -> None:
+        """Write how many passages a search re-ranks unless it says otherwise; 0 if there is no re-ranker."""
+        if distributed.is_main():
+            engine.write_depth(self.folder, depth)
+        distributed.barrier()
+
+    def discard_others(self, models: Collection[ModelHandle]) -> None:
+        """Take away what is none of these models: it was made of other values, or is not wanted."""
         fingerprints = {(model.kind.value, model.fingerprint) for model in models}
         for name, known in list(self._models.items()):
             if (name, known["fingerprint"]) not in fingerprints:
                 self._forget(name)
                 if distributed.is_main():
                     for part in (name, INDEX) if name == Model.RETRIEVER.value else (name,):
-                        remove(self.folder / part)
+                        remove(self.folder / part, _PARTS[part])
         distributed.barrier()
 
     def _forget(self, name: str) -> None:

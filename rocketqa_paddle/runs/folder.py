@@ -8,10 +8,12 @@ from pathlib import Path
 import yaml
 
 from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime.folders import tidy
 from rocketqa_paddle.runtime.storage import locked, write_text
 from rocketqa_paddle.settings import RunSettings
+from rocketqa_paddle.training import trainer
 
-CONFIG, LOCK = "config.yaml", ".lock"
+CONFIG = "config.yaml"
 
 
 def check(folder: Path, settings: RunSettings) -> None:
@@ -21,6 +23,7 @@ def check(folder: Path, settings: RunSettings) -> None:
         ValueError: tells what is in the way.
     """
     path = folder / CONFIG
+    trainer.CONTENTS.check(folder / "last")
     if folder.is_file():
         raise ValueError(f"{folder} is a file: choose another --output")
     if not path.is_file():
@@ -54,8 +57,9 @@ def claimed(folder: Path, settings: RunSettings) -> Iterator[None]:
     distributed.barrier()  # every rank has read the settings that were there
     with ExitStack() as stack:
         if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder / LOCK))
+            stack.enter_context(locked(folder))
+            folder.mkdir(exist_ok=True)
+            tidy(folder)
             text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
             write_text(folder / CONFIG, text)
         distributed.barrier()

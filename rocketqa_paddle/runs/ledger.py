@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from rocketqa_paddle.runs.artefacts import Stored, changes
+from rocketqa_paddle import checkpoints
+from rocketqa_paddle.runs.artefacts import Stored, TrainedModel, changes
 from rocketqa_paddle.runtime import distributed
-from rocketqa_paddle.runtime.storage import read_json, remove, write_json
+from rocketqa_paddle.runtime.folders import remove
+from rocketqa_paddle.runtime.storage import read_json, write_json
 
 RECORD = "step.json"
 
@@ -57,6 +59,18 @@ class Ledger:
             raise ValueError(f"{self.folder}: step {artefact.step} is not finished: leave out --from-stage")
         artefact.made_of = record["made_of"]
 
+    def check_place(self, artefact: Stored) -> None:
+        """Refuse to make an artefact where something lies that we did not write.
+
+        Raises:
+            ValueError: names what would be lost.
+        """
+        path = self.folder / artefact.place
+        if isinstance(artefact, TrainedModel):
+            checkpoints.CONTENTS.check(path)
+        elif path.is_dir():
+            raise ValueError(f"{path} is a folder, but a file is to be written there: move it away")
+
     def forget(self, artefact: Stored) -> None:
         """Drop the record of an artefact, then its files: it is about to be made."""
         self._step(artefact.step).pop(artefact.piece, None)
@@ -64,7 +78,10 @@ class Ledger:
         self._there[artefact.name] = False
         if distributed.is_main():
             path = self.folder / artefact.place
-            remove(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if isinstance(artefact, TrainedModel):
+                remove(path, checkpoints.CONTENTS)
+            else:
+                path.unlink(missing_ok=True)
         distributed.barrier()
 
     def keep(self, artefact: Stored, **facts: Any) -> None:

@@ -16,29 +16,30 @@ from rocketqa_paddle.search.retrieval import CorpusIndex
 class Measured:
     """The models of a walk by their kind, in the order in which they were measured.
 
-    The best retriever so far is always in `best/`, with its index.
+    The best retriever so far, which may be the initial checkpoint, is always in `best/` with its index.
+    `notes` tells what `best/` has and why.
     """
 
     def __init__(self, walk: Searches) -> None:
         self.walk, self.best = walk, Best(walk.folder, walk.place / "best")
         self.models: dict[Model, list[TrainedModel]] = {kind: [] for kind in Model}
+        self.initial: list[ModelHandle] = []
+        self.notes: list[str] = []
         self._measures: dict[ModelHandle, dict[str, float]] = {}
 
     def add(self, model: ModelHandle, run: StoredRun, index: CorpusIndex | None = None) -> None:
         """Measure a model by its run on dev, and write that into `steps.md`.
 
         Args:
-            model: the model; an initial checkpoint is never among the best.
+            model: the model.
             run: what it found for dev, or how it ordered that.
             index: a retriever's index, if the corpus was just encoded.
         """
         if not self.walk.dry:
             self._measure(model, run)
-        if isinstance(model, TrainedModel):
-            others = self.models[model.kind]
-            if index and all(self.value(model) > self.value(other) for other in others):
-                self._keep_best(model, index)
-            others.append(model)
+        (self.models[model.kind] if isinstance(model, TrainedModel) else self.initial).append(model)
+        if index and self.best_retriever() is model:
+            self._keep_best(model, index)
         if not self.walk.dry and distributed.is_main():
             self._write_table()
 
@@ -70,6 +71,11 @@ class Measured:
         """The model that measures best; of equal ones the first, and in a dry walk the first of all."""
         return self.models[kind][0] if self.walk.dry else max(self.models[kind], key=self.value)
 
+    def best_retriever(self) -> ModelHandle:
+        """The retriever that measures best: the initial checkpoint only if no trained one is as good."""
+        models = [*self.models[Model.RETRIEVER], *self.initial]
+        return models[0] if self.walk.dry else max(models, key=self.value)
+
     def _write_table(self) -> None:
         """Write the measures of every model so far, in the order of the steps."""
         walk, order = self.walk, list(self.walk.plan.steps)
@@ -81,18 +87,43 @@ class Measured:
         walk.place.mkdir(parents=True, exist_ok=True)
         write_text(walk.place / "steps.md", table(title, rows, walk.settings.evaluation.measures) + "\n")
 
-    def choose(self, system: str) -> dict[Model, TrainedModel]:
-        """Make `best/` whole, from the best models."""
-        best = {kind: self.best_of(kind) for kind in Model}
-        for model in best.values() if not self.walk.dry else ():
-            say(f"best {model.kind.title} on dev: {model.step}")
-            if distributed.any_rank(not self.best.has(model)):
-                encode = self.walk.encode_corpus
-                index = encode(model, "best: encode the corpus") if model.kind is Model.RETRIEVER else None
-                self._keep_best(model, index, f"{system} ")
-        return best
+    def choose(self, system: str) -> dict[Model, ModelHandle]:
+        """Make `best/` whole: the best retriever on dev, and the best re-ranker if it helps a search.
 
-    def _keep_best(self, model: TrainedModel, index: CorpusIndex | None, system: str = "") -> None:
+        The re-ranker is judged on dev as well, at the depth that a search then uses.
+        """
+        retriever, reranker = self.best_retriever(), self.best_of(Model.RERANKER)
+        if not self.walk.dry:
+            say(f"best retriever on dev: {retriever.step}")
+            if distributed.any_rank(not self.best.has(retriever)):
+                index = self.walk.encode_corpus(retriever, "best: encode the corpus")
+                self._keep_best(retriever, index, f"{system} ")
+            say(f"best re-ranker on dev: {reranker.step}")
+            self._decide_on(reranker, over=retriever, system=system)
+        return {Model.RETRIEVER: retriever, Model.RERANKER: reranker}
+
+    def _decide_on(self, reranker: TrainedModel, over: ModelHandle, system: str) -> None:
+        """Take a re-ranker into `best/` if a search is better with it than without."""
+        walk, s = self.walk, self.walk.settings.evaluation
+        ordered = walk.rerank(reranker, walk.search(over, walk.dev, s.depth))
+        alone, reranked = self.value(over), float(walk.measure(ordered)[s.measures[0]].mean())
+        figures = (
+            f"on {walk.dev.name}, {s.measures[0]} is {reranked:.3f} when it orders the {s.rerank_depth} best "
+            f"passages of the retriever of {over.step}, and {alone:.3f} without it"
+        )
+        if better := reranked > alone:
+            self.notes = [f"best/ has the re-ranker of {reranker.step}: {figures}."]
+            if distributed.any_rank(not self.best.has(reranker)):
+                self._keep_best(reranker, None, f"{system} ")
+        else:
+            self.notes = [f"best/ leaves out the re-ranker of {reranker.step}: {figures}."]
+            self.best.discard_others([over])
+        self.best.rerank_to(s.rerank_depth if better else 0)
+        say(self.notes[0])
+
+    def _keep_best(self, model: ModelHandle, index: CorpusIndex | None, system: str = "") -> None:
         measure = self.walk.settings.evaluation.measures[0]
         why = f"{system}step {model.step}, by {measure} on {self.walk.dev.name}."
-        self.best.keep(model, why, index, self.walk.ledger.record(model)["digest"])
+        trained = isinstance(model, TrainedModel)
+        digest = self.walk.ledger.record(model)["digest"] if trained else model.value().digest()
+        self.best.keep(model, why, index, digest)

@@ -112,6 +112,7 @@ class Plan:
         if self.ledger.keeps(artefact):
             step.kept.append(artefact)
             return
+        self.ledger.check_place(artefact)
         step.missing.append(artefact)
         step.left += work
         verb = "done again" if isinstance(artefact, TrainedModel) else "searched and measured again"

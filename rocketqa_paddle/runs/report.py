@@ -15,6 +15,7 @@ from rocketqa_paddle.runtime.storage import write_text
 from rocketqa_paddle.search.bm25 import bm25
 
 REPORT, CURVES = "report.md", "curves.png"
+_INITIAL_ROW, _BM25_ROW = "initial checkpoint", "BM25"
 Row = Callable[[QuerySet], Values]
 """Queries → every measure of every query, for a model."""
 
@@ -25,10 +26,11 @@ def report_steps(run: Run, system: str, first: TrainedModel, reranker: TrainedMo
     The re-ranker was trained on candidates of the first retriever, and judges those of all.
     """
     best = run.choose_best(system)[Model.RETRIEVER]
-    retrievers = {f"retriever, {m.title}": found(run, m) for m in run.measured.models[Model.RETRIEVER]}
+    retrievers = {_title(m): found(run, m) for m in run.measured.models[Model.RETRIEVER]}
     judged = {f"re-ranker over {m.title}": reranked(run, reranker, m) for m in dict.fromkeys([first, best])}
     base, *later = retrievers
     pairs = [*zip(later, [base, *later], strict=False), *((title, base) for title in later[-1:])]
+    pairs += [(f"re-ranker over {best.title}", _title(best)), *_against_baselines(run, best)]
     note = f"The re-ranker orders the {run.settings.evaluation.rerank_depth} best of a retriever."
     write(run, {**initial_row(run), **retrievers, **judged}, list(dict.fromkeys(pairs)), [note])
 
@@ -37,7 +39,7 @@ def report_rounds(run: Run, system: str, rounds: Sequence[str]) -> None:
     """Report on a system of rounds, which its titles name, every model against the one that was warmed up."""
     best, models = run.choose_best(system), run.measured.models
     over, warm_up = best[Model.RETRIEVER], models[Model.RERANKER][0]
-    rows = {f"retriever, {model.title}": found(run, model) for model in models[Model.RETRIEVER]}
+    rows = {_title(model): found(run, model) for model in models[Model.RETRIEVER]}
     for model in (warm_up, best[Model.RERANKER], models[Model.RERANKER][-1]):
         rows[f"re-ranker, {model.title}"] = reranked(run, model, over)
     depth = run.settings.evaluation.rerank_depth
@@ -49,7 +51,18 @@ def report_rounds(run: Run, system: str, rounds: Sequence[str]) -> None:
         shown = best[kind] if best[kind].title in rounds else models[kind][-1]
         if shown.title in rounds:
             pairs.append((f"{kind.title}, {shown.title}", f"{kind.title}, {warm_up.title}"))
+    pairs += [(f"re-ranker, {best[Model.RERANKER].title}", _title(over)), *_against_baselines(run, over)]
     write(run, initial_row(run) | rows, pairs, notes)
+
+
+def _title(retriever: ModelHandle) -> str:
+    return f"retriever, {retriever.title}" if isinstance(retriever, TrainedModel) else _INITIAL_ROW
+
+
+def _against_baselines(run: Run, retriever: ModelHandle) -> list[tuple[str, str]]:
+    """The pairs of the best retriever and what it has to beat, where that was measured."""
+    baselines = [*([_BM25_ROW] if run.settings.evaluation.bm25 else []), *initial_row(run)]
+    return [(_title(retriever), baseline) for baseline in baselines if baseline != _title(retriever)]
 
 
 def found(run: Run, retriever: ModelHandle) -> Row:
@@ -67,7 +80,7 @@ def reranked(run: Run, reranker: TrainedModel, over: ModelHandle) -> Row:
 def initial_row(run: Run) -> dict[str, Row]:
     """The initial checkpoint, if it was measured."""
     measured = run.step(INITIAL) in run.plan.steps
-    return {"initial checkpoint": found(run, run.initial_retriever())} if measured else {}
+    return {_INITIAL_ROW: found(run, run.initial_retriever())} if measured else {}
 
 
 def write(
@@ -80,6 +93,7 @@ def write(
     """
     if run.dry:
         return
+    notes = [*notes, *run.measured.notes]
     text = "\n\n".join(_table(run, queries, rows, pairs, notes) for queries in run.tests)
     if distributed.is_main():
         write_text(run.place / REPORT, text + "\n")
@@ -112,4 +126,4 @@ def bm25_row(run: Run, queries: QuerySet) -> dict[str, Values]:
     if not s.bm25:
         return {}
     hits = bm25(run.corpus.passages, queries.queries, s.depth)
-    return {"BM25": metrics.evaluate_queries(queries.qrels, hits, s.measures)}
+    return {_BM25_ROW: metrics.evaluate_queries(queries.qrels, hits, s.measures)}

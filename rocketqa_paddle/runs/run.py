@@ -30,8 +30,9 @@ from rocketqa_paddle.runs.selection import ALL, Selection
 from rocketqa_paddle.runs.trainings import Training, optimizer_state
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.distributed import say
-from rocketqa_paddle.runtime.storage import remove
+from rocketqa_paddle.runtime.folders import remove
 from rocketqa_paddle.settings import ContrastiveSettings, RunSettings, TrainingSettings
+from rocketqa_paddle.training import trainer
 from rocketqa_paddle.training.reranking import list_loss
 from rocketqa_paddle.training.trainer import Loss, check_batch
 
@@ -81,7 +82,7 @@ class Run(Searches):
                 say(f"ended after {selection.until_stage}, as asked; leave out --until-stage to go on")
             else:
                 if distributed.is_main():
-                    remove(self.folder / "last")
+                    remove(self.folder / "last", trainer.CONTENTS)
 
     def rehearse(self, system: Callable[[Run], None], selection: Selection = ALL) -> Plan:
         """Walk through a system without computing anything, and give the plan that comes out."""
@@ -111,7 +112,7 @@ class Run(Searches):
         self._begins_with, self._dealt, self._step = begins_with, dealt, ""
         self.measured = Measured(self)
         if not self.dry:
-            self.measured.best.discard_others(self.plan.kept_models())
+            self.measured.best.discard_others([*self.plan.kept_models(), self.initial_retriever()])
             if distributed.is_main():
                 (self.place / "report.md").unlink(missing_ok=True)
 
@@ -323,8 +324,8 @@ class Run(Searches):
             self.plan.add(run, Work(scored=len(run.queries) * run.depth))
         self.measured.add(reranker, run)
 
-    def choose_best(self, system: str) -> dict[Model, TrainedModel]:
-        """Make `best/` whole, from the models that measure best on dev; of equal ones the first."""
+    def choose_best(self, system: str) -> dict[Model, ModelHandle]:
+        """Make `best/` whole, from the models that measure best on dev; see `Measured.choose`."""
         if not self.dry and self.selection.until_stage in self.selection.names[:-1]:
             raise _Ended
         return self.measured.choose(system)

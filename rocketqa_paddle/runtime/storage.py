@@ -1,9 +1,8 @@
-"""The disk: files and folders that are written whole or not at all, locks, and fingerprints of content."""
+"""Files that are written whole or not at all, locks, and fingerprints of content."""
 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,25 +11,58 @@ from typing import Any
 import filelock
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 _BLOCK = 1 << 20  # bytes of a file that are read at once
+
+
+def hidden(path: Path, kind: str) -> Path:
+    """Return the place of something that serves a file or folder, beside it, such as its lock.
+
+    No user calls a file so. What has such a name was made by this package, and a crash may have left it.
+    """
+    return path.with_name(f".{path.name}.rocketqa-{kind}")
+
+
+class NotWritten(OSError):
+    """A file or folder could not be written. The message names it and says why, and what to do."""
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say which file could not be written, because the errors of full disks seldom do.
+
+    Raises:
+        NotWritten: instead of any other `OSError`.
+    """
+    try:
+        yield
+    except NotWritten:
+        raise
+    except OSError as error:
+        remedy = "make room there or write elsewhere, and give the same command again"
+        raise NotWritten(f"{path}: could not be written ({error.strerror or error}): {remedy}") from error
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Give a name to write under; the file replaces `path` when the block ends without an error.
 
-    The name is always the same, so what a crash leaves behind is overwritten by the next writer.
+    The name is always the same, so what a crash leaves behind is overwritten by the next writer. Another
+    process that writes the same file at this moment is waited for.
+
+    Raises:
+        NotWritten: nothing of the new file is left then.
     """
     path = Path(path)
-    new = path.with_name(f".{path.name}.new")
-    try:
-        yield new
-        _fsync(new)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    new = hidden(path, "new")
+    with writing(path), locked(path, wait=True):
+        try:
+            yield new
+            fsync(new)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,7 +79,20 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write a safetensors file whole or not at all."""
     with atomic(path) as new:
-        save_file(arrays, new)
+        save_arrays(new, arrays)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray], **metadata: str) -> None:
+    """Write a safetensors file. Unlike the library's own `save_file`, this obeys the umask."""
+    path.write_bytes(save(arrays, metadata or None))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file. NumPy's own `save` is silent when the disk is full and the array small."""
+    header = np.lib.format.header_data_from_array_1_0(array := np.ascontiguousarray(array))
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,69 +122,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
 
 
-@contextmanager
-def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
-    """Give a new folder to fill; it replaces `folder` when the block ends without an error.
-
-    A crash at any moment leaves the old folder, which `whole` finds.
-
-    Raises:
-        ValueError: `folder` is a file, or holds other files and not the file `marker`, which every folder of
-            this kind has. Nothing is touched.
-    """
-    folder = Path(folder).resolve()
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, but a folder is to be written there: choose another name")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
-        problem = f"{folder} holds other files (and no {marker}), which would be lost"
-        raise ValueError(f"{problem}: choose another name")
-    new, old = _beside(folder, "new"), _beside(folder, "old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    sync(new)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _fsync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def sync(folder: Path) -> None:
-    """Wait until all of a folder is on the disk."""
-    for path in (*folder.rglob("*"), folder):
-        _fsync(path)
-
-
-def whole(folder: str | Path) -> Path:
-    """Return where to read what `replacing` writes: the old folder if a crash came between its renames."""
-    folder = Path(folder).resolve()
-    old = _beside(folder, "old")
-    return old if old.is_dir() and not folder.exists() else folder
-
-
-def remove(folder: str | Path) -> None:
-    """Delete a folder, or the old one that `whole` finds in its place.
-
-    Each is renamed before it is deleted, so that a crash leaves no half of it behind.
-    """
-    folder = Path(folder).resolve()
-    hidden = _beside(folder, "removed")
-    for place in (_beside(folder, "old"), folder):
-        shutil.rmtree(hidden, ignore_errors=True)
-        if place.exists():
-            place.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _beside(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{kind}")
-
-
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -148,20 +132,27 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file. The system releases it when the process ends, however it ends.
+def locked(path: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from writing a file or folder, by a lock file beside it.
+
+    The system releases the lock when the process ends, however it ends. The same thread may lock it again.
 
     Raises:
-        ValueError: another process holds it, and `wait` is not set.
+        ValueError: another process holds the lock, and `wait` is not set.
     """
-    lock = filelock.FileLock(path)
+    path = Path(path).resolve()
+    file = hidden(path, "lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(file, is_singleton=True)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
-        raise ValueError(f"{path.parent}: another run is at work here: wait for it, or stop it") from None
+        raise ValueError(f"{path}: another process is at work here: wait for it, or stop it") from None
     try:
         yield
     finally:
+        if lock.lock_counter == 1:
+            file.unlink(missing_ok=True)
         lock.release()
 
 

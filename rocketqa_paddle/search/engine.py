@@ -13,10 +13,31 @@ from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
 from rocketqa_paddle.records import Hit, Passages, Query, Result
 from rocketqa_paddle.runtime import device
+from rocketqa_paddle.runtime.storage import read_json, write_json
 from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.index import VectorIndex
 from rocketqa_paddle.search.texts import PassageTexts
 from rocketqa_paddle.settings import at_least
+
+SETTINGS, DEPTH = "engine.json", 20
+
+
+def write_depth(folder: str | Path, depth: int) -> None:
+    """Note in a `best` folder how many passages a search re-ranks unless it says otherwise."""
+    write_json(Path(folder) / SETTINGS, {"depth": depth})
+
+
+def read_depth(folder: str | Path) -> int:
+    """Return what `write_depth` wrote; `DEPTH` where it did not.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(folder) / SETTINGS
+    depth = read_json(path).get("depth") if path.is_file() else DEPTH
+    if type(depth) is not int or depth < 0:
+        raise ValueError(f"{path}: depth is {depth!r}, expected a whole number from 0 on")
+    return depth
 
 
 class SearchEngine:
@@ -29,9 +50,10 @@ class SearchEngine:
         texts: PassageTexts,
         reranker: Checkpoint | None = None,
         place: str = "cpu",
+        depth: int = DEPTH,
     ) -> None:
         self._retriever, self._index, self._texts = retriever, index, texts
-        self._reranker, self._place = reranker, place
+        self._reranker, self._place, self.depth = reranker, place, depth
 
     @classmethod
     def open(
@@ -55,11 +77,11 @@ class SearchEngine:
             ValueError: no index is named, another model made it, it is damaged, a model is of the wrong kind,
                 or there is no GPU.
         """
-        checkpoint = Path(checkpoint)
+        checkpoint, depth = Path(checkpoint), DEPTH
         if (checkpoint / "retriever").is_dir():
             index = index or checkpoint / "index"
             if reranker is None and (checkpoint / "reranker").is_dir():
-                reranker = checkpoint / "reranker"
+                reranker, depth = checkpoint / "reranker", read_depth(checkpoint)
             checkpoint = checkpoint / "retriever"
         elif index is None:
             raise ValueError(
@@ -72,24 +94,25 @@ class SearchEngine:
             vectors = VectorIndex.load(index, dual.digest())
             texts = PassageTexts(index, vectors.ids)
             cross = convert.read(reranker, kind=CROSS) if reranker else None
-        return cls(dual, vectors, texts, cross, place)
+        return cls(dual, vectors, texts, cross, place, depth)
 
     def search(
-        self, queries: Sequence[str], k: int = 5, depth: int = 20, *, progress: str = ""
+        self, queries: Sequence[str], k: int = 5, depth: int | None = None, *, progress: str = ""
     ) -> list[list[Result]]:
         """Return the results of every query, in the order of the queries, best first.
 
         Args:
             queries: texts, none of them empty.
             k: passages a query; an index with fewer gives all that it has.
-            depth: passages a query that the re-ranker reads; 0 keeps the retriever's order.
+            depth: passages a query that the re-ranker reads; 0 keeps the retriever's order. By default as
+                many as a `best` folder has found to be good, or `DEPTH`.
             progress: name of the re-ranker's progress bar; without it there is none.
 
         Raises:
             ValueError: `queries` is no list of strings, a query is empty, `k` is below 1 or `depth` below 0.
         """
         texts = check_request(queries, k, depth)
-        depth = depth if self._reranker else 0
+        depth = (self.depth if depth is None else depth) if self._reranker else 0
         named = {str(number): Query(str(number), text) for number, text in enumerate(texts)}
         with device.using(self._place):
             vectors = forward.encode_queries(self._retriever, texts)
@@ -101,7 +124,7 @@ class SearchEngine:
         return [list(_results(found[name], ordered[name][:k], passages, depth)) for name in named]
 
 
-def check_request(queries: Sequence[str], k: int, depth: int) -> list[str]:
+def check_request(queries: Sequence[str], k: int, depth: int | None) -> list[str]:
     """Return the queries as a list, or refuse them, `k` or `depth`; see `SearchEngine.search`."""
     at_least(1, k=k)
     at_least(0, depth=depth)

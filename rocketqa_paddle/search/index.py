@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rocketqa_paddle.runtime.storage import atomic, read_json, whole, write_json, write_text
+from rocketqa_paddle.runtime.folders import Contents, whole
+from rocketqa_paddle.runtime.storage import atomic, read_json, write_json, write_text
+from rocketqa_paddle.search.texts import OFFSETS, TEXTS
 
 if TYPE_CHECKING:
     import faiss  # imported where it is used: a program that only encodes need not wait for it
 
 FORMAT_VERSION = 1
+META, VECTORS, IDS = "meta.json", "index.faiss", "ids.txt"
+CONTENTS = Contents(
+    "index",
+    names=(META, VECTORS, IDS, TEXTS, OFFSETS),
+    markers=(META,),
+    is_ours=lambda values: {"format_version", "metric", "dimension"} <= values.keys(),
+)
 
 _QUERY_BLOCK = 1024  # queries searched together
 
@@ -86,10 +95,13 @@ class VectorIndex:
         folder = Path(folder)
         if bad := next((i for i in self.ids if "\n" in i or "\r" in i), None):
             raise ValueError(f"passage id {bad!r} has a line end in it, which an index cannot keep")
-        with atomic(folder / "index.faiss") as new:  # the vectors may be mapped from the old file
-            faiss.write_index(self._index, str(new))
-        write_text(folder / "ids.txt", "".join(f"{i}\n" for i in self.ids))
-        write_json(folder / "meta.json", self._meta())
+        with atomic(folder / VECTORS) as new:  # the vectors may be mapped from the old file
+            try:
+                faiss.write_index(self._index, str(new))
+            except RuntimeError as error:
+                raise OSError(error) from error
+        write_text(folder / IDS, "".join(f"{i}\n" for i in self.ids))
+        write_json(folder / META, self._meta())
 
     def _meta(self) -> dict[str, Any]:
         sizes = {"dimension": self.dimension, "metric": "inner_product", "count": len(self)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.records import Hit, Passages, Queries, Run
 from rocketqa_paddle.runtime import device, distributed
-from rocketqa_paddle.runtime.storage import replacing
-from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.runtime.folders import replacing, scratch
+from rocketqa_paddle.runtime.storage import save_array, writing
+from rocketqa_paddle.search.index import CONTENTS, VectorIndex
 from rocketqa_paddle.search.texts import PassageTexts, write_texts
 
 _QUERY_BLOCK = 1024  # queries whose hits processes exchange at once
@@ -83,18 +83,15 @@ class CorpusIndex:
         Every rank writes its vectors to a file; rank 0 then joins them, with one such file in memory at a
         time. `model` is the digest of the checkpoint. Files of something else raise ValueError.
         """
-        parts = Path(folder).resolve().with_name(f".{Path(folder).name}.parts")
-        parts.mkdir(parents=True, exist_ok=True)
-        np.save(parts / f"{distributed.rank():05d}.npy", self._vectors)
-        distributed.barrier()
-        if distributed.is_main():
-            try:
-                with replacing(folder, marker="meta.json") as new:
+        with scratch(folder, keep=not distributed.is_main()) as parts:
+            with writing(parts):
+                save_array(parts / f"{distributed.rank():05d}.npy", self._vectors)
+            distributed.barrier()
+            if distributed.is_main():
+                with replacing(folder, CONTENTS) as new:
                     vectors = (np.load(parts / f"{r:05d}.npy") for r in range(distributed.world_size()))
                     VectorIndex(vectors, list(self._passages), model).save(new)
                     write_texts(new, self._passages.values())
-            finally:
-                shutil.rmtree(parts)
         distributed.barrier()
 
 

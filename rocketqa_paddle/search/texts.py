@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from rocketqa_paddle.records import Passage
-from rocketqa_paddle.runtime.storage import whole
+from rocketqa_paddle.runtime.folders import whole
+from rocketqa_paddle.runtime.storage import save_array
 
 TEXTS = "passages.jsonl"
 """The file of an index folder with one passage a line, in the order of the vectors."""
@@ -30,7 +31,7 @@ def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:
         for passage in passages:
             line = json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False) + "\n"
             offsets.append(offsets[-1] + file.write(line.encode()))
-    np.save(Path(folder) / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
+    save_array(Path(folder) / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
 
 
 class PassageTexts:

@@ -21,7 +21,7 @@ from rocketqa_paddle.data.groups import read_cross, read_dual
 from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.networks.encoders import DUAL, Checkpoint, build, describe
 from rocketqa_paddle.records import Group
-from rocketqa_paddle.runtime.storage import file_fingerprint, fingerprint, read_json, remove, write_json
+from rocketqa_paddle.runtime import folders, storage
 from rocketqa_paddle.settings import (
     OptimizerSettings,
     TrainingSettings,
@@ -32,7 +32,7 @@ from rocketqa_paddle.settings import (
 )
 from rocketqa_paddle.training.log import MetricsLog
 from rocketqa_paddle.training.reranking import binary_loss
-from rocketqa_paddle.training.trainer import Loss, Stopped, Trainer
+from rocketqa_paddle.training.trainer import CONTENTS, Loss, Stopped, Trainer
 
 LOG = "log.train"
 _ONE_AT_A_TIME = threading.Lock()  # Paddle's random numbers and its backward pass are shared by threads
@@ -81,17 +81,20 @@ def finetune(
 
     Raises:
         FileNotFoundError: there is no such training file.
-        ValueError: the training file is wrong, or `output` holds the config.json of another model.
+        ValueError: the training file is wrong, `output` holds the config.json of another model or a file that
+            would be lost, or another process trains there.
         trainer.Stopped: the user has pressed Ctrl-C or sent SIGTERM; the state is saved.
     """
-    with _ONE_AT_A_TIME:
-        return _finetune(start, Path(train_set), Path(output), Path(log_folder), settings)
+    output = Path(output)
+    _check_folders(output, Path(log_folder), start)
+    with _ONE_AT_A_TIME, storage.locked(output):
+        folders.tidy(output)
+        return _finetune(start, Path(train_set), output, Path(log_folder), settings)
 
 
 def _finetune(
     start: Checkpoint, train_set: Path, output: Path, log_folder: Path, settings: FinetuneSettings
 ) -> Checkpoint:
-    _check_folders(output, log_folder, start)
     groups = list((read_dual if start.kind == DUAL else read_cross)(train_set))
     if not groups:
         raise ValueError(f"{train_set}: the file is empty, expected training examples")
@@ -102,15 +105,20 @@ def _finetune(
         )
     steps = math.ceil(settings.epoch * len(groups) / batch_size)
     every = settings.save_steps or math.ceil(steps / 2)
+    names = {step: f"step_{step}" for step in (*range(every, steps, every), steps)}
+    for name in names.values():
+        checkpoints.CONTENTS.check(output / name)
+    call = storage.fingerprint((start.digest(), storage.file_fingerprint(train_set), settings))
+    unfinished = output / f"unfinished-{call}"
+    states = {unfinished, *filter(CONTENTS.holds, output.glob("unfinished-*"))}
+    for state in states:
+        CONTENTS.check(state)
 
     def save(step: int) -> None:
-        if step % every == 0 or step == steps:
-            name = f"step_{step}"
+        if name := names.get(step):
             checkpoints.save(model, output / name, f"Fine-tuned on {train_set}, step {step} of {steps}.")
-            write_json(output / "config.json", _config(model, name))
+            storage.write_json(output / "config.json", _config(model, name))
 
-    call = fingerprint((start.digest(), file_fingerprint(train_set), settings))
-    unfinished = output / f"unfinished-{call}"
     log_folder.mkdir(parents=True, exist_ok=True)
     optimizer = OptimizerSettings(learning_rate=settings.learning_rate, warmup_ratio=settings.warmup_ratio)
     trainer = Trainer(
@@ -129,8 +137,8 @@ def _finetune(
         trainer.fit()
     except Stopped as stopped:
         raise Stopped(f"{stopped}: saved in {unfinished}; the same call goes on") from None
-    for folder in output.glob("unfinished-*"):
-        remove(folder)
+    for state in states:
+        folders.remove(state, CONTENTS)
     return model
 
 
@@ -145,7 +153,7 @@ def _check_folders(output: Path, log_folder: Path, start: Checkpoint) -> None:
     if log_folder.exists() and not log_folder.is_dir():
         raise ValueError(f"{log_folder} is a file, but the log is to be written into a folder of this name")
     path = output / "config.json"
-    values = read_json(path) if path.is_file() else _config(start, "step_1")
+    values = storage.read_json(path) if path.is_file() else _config(start, "step_1")
     if values.keys() != _config(start, "").keys() or values["model_type"] != start.kind:
         raise ValueError(f"{path} is another model's, which training would replace: choose another folder")
 

@@ -18,20 +18,25 @@ from typing import Any, Generic
 
 import paddle
 from paddle import Tensor, nn
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from rocketqa_paddle import contrastive
 from rocketqa_paddle.contrastive import Contrastive, Example
 from rocketqa_paddle.networks import parameters
-from rocketqa_paddle.runtime import device, distributed, storage
+from rocketqa_paddle.runtime import device, distributed, folders, storage
 from rocketqa_paddle.settings import TrainingSettings
 from rocketqa_paddle.training.log import MetricsLog
 from rocketqa_paddle.training.optimizer import LossScale, Optimizer, learning_rate, total_steps
 from rocketqa_paddle.training.order import BatchSampler, seed_of, shuffled
 
 Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]] | Contrastive[Example]
-STATE = "state.json"
+STATE, PARAMETERS, OPTIMIZER = "state.json", "parameters.safetensors", "optimizer.safetensors"
+CONTENTS = folders.Contents(
+    "state of a training",
+    names=(STATE, PARAMETERS, OPTIMIZER),
+    markers=(STATE,),
+    is_ours=lambda state: {"name", "fingerprint", "step"} <= state.keys(),
+)
 _LOG_SECONDS = 10.0
 
 
@@ -194,10 +199,10 @@ class Trainer(Generic[Example]):
         """Save the parameters, the optimizer's state and the step in the state folder. Only rank 0 writes."""
         if not distributed.is_main():
             return
-        with storage.replacing(self.folder, marker=STATE) as new:
+        with folders.replacing(self.folder, CONTENTS) as new:
             arrays = {name: p.numpy() for name, p in self.optimizer.parameters.items()}
-            save_file(arrays, new / "parameters.safetensors")
-            save_file(self.optimizer.state(), new / "optimizer.safetensors")
+            storage.save_arrays(new / PARAMETERS, arrays)
+            storage.save_arrays(new / OPTIMIZER, self.optimizer.state())
             made_of = {"name": self.stage, "fingerprint": self.fingerprint}
             storage.write_json(new / STATE, {**made_of, "step": self.step, **self._size()})
 
@@ -207,7 +212,7 @@ class Trainer(Generic[Example]):
 
     def _resume(self) -> None:
         """Go on from the saved state if it belongs to this training; remove it if it belongs to another."""
-        folder = storage.whole(self.folder)
+        folder = folders.whole(self.folder)
         path = folder / STATE
         state: dict[str, Any] = storage.read_json(path) if path.is_file() else {}
         distributed.barrier()  # every rank has read the state before rank 0 may remove it
@@ -215,7 +220,7 @@ class Trainer(Generic[Example]):
             self._load(folder, state)
         else:
             if state and distributed.is_main():
-                storage.remove(self.folder)
+                folders.remove(self.folder, CONTENTS)
             if self.leg.before:
                 with _remedy(f"remove {self.leg.before}, and the optimizer begins anew"):
                     self.optimizer.load(self.leg.before)
@@ -229,9 +234,9 @@ class Trainer(Generic[Example]):
                     f"number of processes the run began with, or remove {folder} to begin this training anew"
                 )
         with _remedy(f"remove {folder}, and this training begins anew"):
-            arrays = storage.read_arrays(folder / "parameters.safetensors")
+            arrays = storage.read_arrays(folder / PARAMETERS)
             parameters.load_arrays_into(self.optimizer.parameters, arrays, folder)
-            self.optimizer.load(folder / "optimizer.safetensors")
+            self.optimizer.load(folder / OPTIMIZER)
         self.step = state["step"]
 
 

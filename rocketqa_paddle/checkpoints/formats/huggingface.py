@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import normalizers
 from tokenizers.models import WordPiece
@@ -20,9 +19,15 @@ from rocketqa_paddle.checkpoints.formats.weights import ModelFiles, with_pooler
 from rocketqa_paddle.networks.encoders import CROSS, Checkpoint, DualEncoder
 from rocketqa_paddle.networks.tokenization import Tokenizer
 from rocketqa_paddle.networks.vocabulary import SPECIAL_TOKENS, read_vocab, write_vocab
-from rocketqa_paddle.runtime.storage import read_arrays, read_json, replacing, write_json
+from rocketqa_paddle.runtime.storage import read_arrays, read_json, save_arrays, write_json
 
 CONFIG, WEIGHTS, MODULES = "config.json", "model.safetensors", "modules.json"
+WRITTEN = (
+    *(CONFIG, WEIGHTS, MODULES, "vocab.txt", "tokenizer.json", "tokenizer_config.json"),
+    *("1_Pooling/config.json", "2_Normalize"),
+    *("sentence_bert_config.json", "config_sentence_transformers.json"),
+)
+"""The names that `write` gives."""
 
 
 def read(folder: Path) -> ModelFiles:
@@ -127,8 +132,8 @@ def _max_length(folder: Path) -> int:
 # Writing ----------------------------------------------------------------------------------------
 
 
-def write(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write a folder of one encoder that transformers and sentence-transformers load.
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write one encoder into an empty folder, for transformers and sentence-transformers to load.
 
     A dual encoder's folder has the modules of sentence-transformers. Give it queries as they are, and
     passages as pairs `(title, text)` unless the model reads a passage as one text. A cross encoder's folder
@@ -145,12 +150,11 @@ def write(checkpoint: Checkpoint, folder: str | Path) -> None:
     base = f"{kind}." if cross else ""
     arrays = HUGGINGFACE.to_foreign(with_pooler(checkpoint), network.config.num_layers, base)
     longest = max(checkpoint.lengths.values())
-    with replacing(folder, marker=CONFIG) as new:
-        write_json(new / CONFIG, values)
-        save_file(arrays, new / WEIGHTS, metadata={"format": "pt"})
-        _write_tokenizer(checkpoint.tokenizer, longest, new)
-        if not cross:
-            _write_modules(network, longest, new)
+    write_json(folder / CONFIG, values)
+    save_arrays(folder / WEIGHTS, arrays, format="pt")
+    _write_tokenizer(checkpoint.tokenizer, longest, folder)
+    if not cross:
+        _write_modules(network, longest, folder)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:

@@ -22,10 +22,12 @@ from rocketqa_paddle.checkpoints.formats.weights import ModelFiles, with_pooler
 from rocketqa_paddle.networks.encoders import CROSS, Checkpoint, describe, restore
 from rocketqa_paddle.networks.parameters import to_arrays
 from rocketqa_paddle.networks.vocabulary import write_vocab
-from rocketqa_paddle.runtime.storage import read_arrays, read_json, replacing, write_json
+from rocketqa_paddle.runtime.storage import read_arrays, read_json, write_json
 
 CONFIGS = ("config.json", "model_config.json")
 WEIGHTS = ("model_state.pdparams", "model.safetensors")
+WRITTEN = ("config.json", "model_state.pdparams", "vocab.txt", "tokenizer_config.json")
+"""The names that `write` gives."""
 _REINITIALIZED = ("rocketqav2", "ernie-search")  # names of models that PaddleNLP runs with the epsilon 1e-5
 ERNIE_EPSILON = 1e-12
 """The epsilon with which PaddleNLP computes ERNIE, whatever the config says. It reads that of BERT."""
@@ -107,8 +109,8 @@ class _ArraysOnly(pickle.Unpickler):
         return found
 
 
-def write(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write a folder of one encoder that PaddleNLP's `from_pretrained` loads.
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write one encoder into an empty folder, for PaddleNLP's `from_pretrained` to load.
 
     PaddleNLP computes ERNIE with an epsilon of 1e-12, whatever the config says. A model with another epsilon
     is therefore written as `bert`, which is the same network without task types and keeps its epsilon.
@@ -122,11 +124,10 @@ def write(checkpoint: Checkpoint, folder: str | Path) -> None:
         "tokenizer_class": f"{kind.capitalize()}Tokenizer",
         "model_max_length": max(checkpoint.lengths.values()),
     }
-    with replacing(folder, marker="config.json") as new:
-        write_json(new / "config.json", config_values(checkpoint, kind) | {"pool_act": "tanh"})
-        paddle.save(arrays, str(new / "model_state.pdparams"))
-        write_vocab(new / "vocab.txt", tokenizer.vocabulary)
-        write_json(new / "tokenizer_config.json", settings)
+    write_json(folder / "config.json", config_values(checkpoint, kind) | {"pool_act": "tanh"})
+    paddle.save(arrays, str(folder / "model_state.pdparams"))
+    write_vocab(folder / "vocab.txt", tokenizer.vocabulary)
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def read_named(name: str) -> Checkpoint:

@@ -17,7 +17,7 @@ from rocketqa_paddle.networks.ernie import ErnieConfig
 from rocketqa_paddle.networks.parameters import load_arrays_into, named_tensors, to_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
 from rocketqa_paddle.networks.vocabulary import write_vocab
-from rocketqa_paddle.runtime.storage import read_json, replacing, write_json
+from rocketqa_paddle.runtime.storage import read_json, write_json
 
 EPSILON = 1e-5
 """The epsilon of the reference's layer norms, which its configs do not state."""
@@ -43,6 +43,12 @@ _MODULES = {  # native module -> the variable's name without prefix, and the end
     "pooler": ("pooled_fc", _LINEAR),
     "output": ("_cls_out", ("_w", "_b")),
 }
+WRITTEN = (
+    *(CONFIG, ENCODER, VOCABULARY),
+    *(f"{VARIABLES}/*{name}{ending}" for name, endings in _MODULES.values() for ending in endings if ending),
+    *(f"{VARIABLES}/*{name}" for name, endings in _MODULES.values() if endings == _EMBEDDING),
+)
+"""The names that `write` gives."""
 _LENGTHS = {DUAL: {"query": "q_max_seq_len", "passage": "p_max_seq_len"}, CROSS: {"pair": "max_seq_len"}}
 """The keys of the lengths in the JSON."""
 _PREFIXES = {"query": "query_", "passage": "titlepara_"}
@@ -165,8 +171,8 @@ def _joint_variables(network: DualEncoder | CrossEncoder) -> set[str]:
     return {f"{prefix}{name}" for name in names for prefix in ("", "query_", "titlepara_", "qtp_")}
 
 
-def write(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write `config.json`, `ernie_config.json`, `vocab.txt` and `params/`, as the toolkit reads them.
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `config.json`, `ernie_config.json`, `vocab.txt` and `params/` into an empty folder.
 
     Raises:
         ValueError: the reference cannot compute this model. The message lists all reasons.
@@ -174,15 +180,14 @@ def write(checkpoint: Checkpoint, folder: str | Path) -> None:
     if problems := list(_not_expressible(checkpoint)):
         raise ValueError("the RocketQA toolkit cannot express this model:\n  " + "\n  ".join(problems))
     network = checkpoint.network
-    with replacing(folder, marker=CONFIG) as new:
-        write_json(new / CONFIG, _config(checkpoint))
-        sizes = size_values(network.config)
-        del sizes["layer_norm_eps"]  # the toolkit always computes with `EPSILON`
-        write_json(new / ENCODER, sizes)
-        write_vocab(new / VOCABULARY, checkpoint.tokenizer.vocabulary)
-        (new / VARIABLES).mkdir()
-        for name, array in to_arrays(network).items():
-            write_variable(new / VARIABLES / variable(name, network), array)
+    write_json(folder / CONFIG, _config(checkpoint))
+    sizes = size_values(network.config)
+    del sizes["layer_norm_eps"]  # the toolkit always computes with `EPSILON`
+    write_json(folder / ENCODER, sizes)
+    write_vocab(folder / VOCABULARY, checkpoint.tokenizer.vocabulary)
+    (folder / VARIABLES).mkdir()
+    for name, array in to_arrays(network).items():
+        write_variable(folder / VARIABLES / variable(name, network), array)
 
 
 def _not_expressible(checkpoint: Checkpoint) -> Iterator[str]:
