@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -19,29 +20,65 @@ def killed_at(change: int, function: Callable[[], Any]) -> bool:
     A change is a file opened for writing, or a file or folder made, renamed or removed. Return False if the
     function came to its end before; an exception that it raises is an AssertionError here.
     """
+    return _died(_begin(function, lambda: _die_at(change)))
+
+
+def killed_after(seconds: float, function: Callable[[], Any]) -> bool:
+    """Call a function in a child process and kill it after a while; see `killed_at`."""
+    child = _begin(function, lambda: None)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not os.waitid(
+        os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return _died(child)
+
+
+def changes(function: Callable[[], Any]) -> int:
+    """Call a function in a child process and count its changes to the disk."""
+    read, write = os.pipe()
+    counted: list[None] = []
+
+    def tell() -> None:
+        function()
+        os.write(write, str(len(counted)).encode())
+
+    child = _begin(tell, lambda: _at_changes(lambda: counted.append(None)))
+    assert not _died(child)
+    os.close(write)
+    with open(read, "rb") as file:
+        return int(file.read())
+
+
+def _begin(function: Callable[[], Any], prepare: Callable[[], None]) -> int:
     child = os.fork()
     if not child:
-        _die_at(change)
         try:
+            prepare()
             function()
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
+    return child
+
+
+def _died(child: int) -> bool:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
     return os.WIFSIGNALED(status)
 
 
 def _die_at(change: int) -> None:
-    left = change
+    left = iter(range(change))
+    _at_changes(lambda: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
 
+
+def _at_changes(act: Callable[[], object]) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
         if event in _CHANGES or (event == "open" and _writes(*arguments)):
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
+            act()
 
     sys.addaudithook(hook)
 

@@ -376,14 +376,22 @@ def outcome(settings: RunSettings) -> dict[str, Any]:
     records = {
         str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.glob("*/*.json")
     }
-    best = {kind: checkpoints.load(folder / "best" / kind).digest() for kind in ("retriever", "reranker")}
+    best = {kind: checkpoints.load(folder / "best" / kind).digest() for kind in best_record(settings)}
     index = json.loads((folder / "best/index/meta.json").read_text())["model"]
     return texts | records | digests(settings) | best | {"index": index, "names": names}
 
 
+def best_record(settings: RunSettings) -> dict[str, dict[str, str]]:
+    """Return what `best/` says of its models: a retriever, and a re-ranker if that helps."""
+    return json.loads(text(settings, "best/steps.json"))
+
+
 def best_step(settings: RunSettings, kind: str) -> str:
-    """Return the step whose model is in `best/`."""
-    return json.loads(text(settings, "best/steps.json"))[kind]["step"]
+    """Return the step whose model is the best of its kind on dev, and in `best/` if that is a retriever."""
+    if kind == "retriever":
+        return best_record(settings)[kind]["step"]
+    values = _dev_values(settings, kind, "reranked.*.dev.tsv")
+    return max(values, key=values.get)
 
 
 def check_weights(arrays: dict[str, np.ndarray], checkpoint: Path) -> None:
@@ -417,12 +425,12 @@ def check_files(settings: RunSettings, trained: dict[str, list[str]], runs: set[
         ignored: a pattern of runs that depend on which models are best.
     """
     folder = Path(settings.output)
-    expected = {".lock", "best/steps.json", "config.yaml", "metrics.jsonl"}
+    expected = {"best/steps.json", "best/engine.json", "config.yaml", "metrics.jsonl"}
     expected |= {"report.md", "steps.md", "curves.png"}
     expected |= {f"{step}/step.json" for step in trained} | {f"{run}.tsv" for run in runs}
     expected |= {
         f"{step}/{kind}/{part}"
-        for step, kinds in {**trained, "best": ["retriever", "reranker"]}.items()
+        for step, kinds in {**trained, "best": list(best_record(settings))}.items()
         for kind in kinds
         for part in ("config.json", "model.safetensors", "vocab.txt", "README.md")
     }
@@ -435,33 +443,49 @@ def check_files(settings: RunSettings, trained: dict[str, list[str]], runs: set[
 
 
 def check_best(settings: RunSettings) -> None:
-    """Demand that `best/` is a search engine whose parts fit one another, and the best on dev."""
-    best = Path(settings.output) / "best"
+    """Demand that `best/` is a search engine whose parts fit one another, and the best on dev.
+
+    It has a re-ranker if and only if the best one orders what its retriever finds better than that one does.
+    """
+    best, record = Path(settings.output) / "best", best_record(settings)
     retriever = checkpoints.load(best / "retriever", kind="dual_encoder")
-    checkpoints.load(best / "reranker", kind="cross_encoder")
     index = VectorIndex.load(best / "index", retriever.digest())
     texts = list(PassageTexts(best / "index", index.ids))
     vectors = forward.encode_passages(retriever, *zip(*((p.title, p.text) for p in texts), strict=True))
     np.testing.assert_allclose(index._index.reconstruct_n(0, len(texts)), vectors, atol=1e-4)
-    record = json.loads((best / "steps.json").read_text())
-    for kind, runs in {"retriever": "hits.dev.tsv", "reranker": "reranked.*.dev.tsv"}.items():
-        values = _dev_values(settings, kind, runs)
-        step = record[kind]["step"]
-        assert values[step] == max(values.values()), (kind, step, values)
-        assert checkpoints.load(best / kind).digest() == digests(settings, kind)[f"{step}/{kind}"]
-        assert f"step {step}, by RR@10 on dev" in (best / kind / "README.md").read_text()
+    values, found = _dev_values(settings, "retriever", "hits.dev.tsv"), record["retriever"]["step"]
+    assert values[found] == max(values.values()), (found, values)
+
+    judge = best_step(settings, "reranker")
+    over = _dev_value(settings, f"{judge}/reranked.{found.replace('/', '.')}.dev.tsv")
+    helps = over > values[found]
+    assert list(record) == ["retriever", "reranker"] if helps else ["retriever"], (over, values)
+    assert (best / "reranker").exists() == helps
+    depth = settings.evaluation.rerank_depth if helps else 0
+    assert json.loads((best / "engine.json").read_text()) == {"depth": depth}
+    for kind, step in {"retriever": found, "reranker": judge}.items():
+        if kind in record:
+            assert step == record[kind]["step"]
+            assert (
+                step == "initial"
+                or checkpoints.load(best / kind).digest() == digests(settings, kind)[f"{step}/{kind}"]
+            )
+            assert f"step {step}, by RR@10 on dev" in (best / kind / "README.md").read_text()
 
 
 def _dev_values(settings: RunSettings, kind: str, runs: str) -> dict[str, float]:
-    run, plan = rehearse(settings)
-    qrels, folder = run.dev.qrels, Path(settings.output)
     values = {}
-    for name, step in plan.steps.items():
-        if any(model.kind.value == kind for model in step.models):
+    for name, step in rehearse(settings)[1].steps.items():
+        if any(model.kind.value == kind for model in step.models) or (kind, name) == ("retriever", "initial"):
             made = [made.place for made in (*step.kept, *step.missing)]
             [place] = [place for place in made if Path(place).match(f"{name}/{runs}")]
-            values[name] = metrics.evaluate(qrels, read_run(folder / place), ["RR@10"])["RR@10"]
+            values[name] = _dev_value(settings, place)
     return values
+
+
+def _dev_value(settings: RunSettings, place: str) -> float:
+    qrels = rehearse(settings)[0].dev.qrels
+    return metrics.evaluate(qrels, read_run(Path(settings.output) / place), ["RR@10"])["RR@10"]
 
 
 def check_same_weights(one: RunSettings, two: RunSettings) -> None:

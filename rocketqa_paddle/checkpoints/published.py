@@ -208,7 +208,7 @@ def _md5(file: Path) -> str:
 
 _EMPTY = Contents("model", names=(), markers=())
 """The folder of a model that is not in the cache: it takes the place of nothing."""
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError, FileExistsError)
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, KeyError)
 """What `tarfile` raises for archives that are cut off, damaged or contradict themselves."""
 
 
@@ -228,7 +228,10 @@ def _unpack(archive: Path, folder: Path) -> None:
             if not any(member.isreg() and member.name == "config.json" for member in members):
                 raise ValueError(f"{archive} holds no {folder.name}/config.json")
             with replacing(folder, _EMPTY) as new:
-                tar.extractall(new, members, filter="data")
+                try:
+                    tar.extractall(new, members, filter="data")
+                except FileExistsError as error:
+                    raise tarfile.ExtractError(f"two members of one name: {error}") from error
     except tarfile.FilterError as error:
         raise ValueError(f"{archive}: {error}; nothing was unpacked") from None
     except _BROKEN as error:

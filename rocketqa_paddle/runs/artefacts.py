@@ -26,6 +26,8 @@ Facts = dict[str, Any]
 """Values as they are written down: plain values under dotted names, artefacts as `name fingerprint`."""
 Built = tuple[list[Group], list[str]]
 """Training groups, and sentences on how they were built."""
+RUN = ".tsv"
+"""The ending of the file of a run."""
 _ARTEFACT = re.compile(r"(.+?)(?:\.[0-9a-f]{16})? [0-9a-f]{16}")  # as it is written down
 
 
@@ -124,7 +126,7 @@ class StoredRun(Stored):
     def __init__(
         self, name: str, made_of: Mapping[str, Any], get: Callable[[Any], Run], queries: QuerySet, depth: int
     ) -> None:
-        super().__init__(name, made_of, get, ending=".tsv")
+        super().__init__(name, made_of, get, ending=RUN)
         self.queries, self.depth = queries, depth
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.runs.artefacts import Stored, TrainedModel, changes
+from rocketqa_paddle.records import Model
+from rocketqa_paddle.runs.artefacts import RUN, Stored, StoredRun, TrainedModel, changes
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.folders import remove
 from rocketqa_paddle.runtime.storage import read_json, write_json
@@ -24,6 +25,7 @@ class Ledger:
         self.folder = folder
         self._steps: dict[str, dict[str, Any]] = {}
         self._there: dict[str, bool] = {}
+        self._wanted: set[str] = set()
 
     def record(self, artefact: Stored) -> dict[str, Any]:
         """The record of an artefact, empty if there is none.
@@ -90,6 +92,26 @@ class Ledger:
         self._step(artefact.step)[artefact.piece] = {**made, **facts}
         self._there[artefact.name] = True
         self._write(artefact.step)
+
+    def want(self, run: StoredRun) -> None:
+        """Note that a walk has named a run, so that `drop_others` spares it."""
+        self._wanted.add(run.name)
+
+    def drop_others(self) -> None:
+        """Remove the runs in the folders of these steps that no walk has named.
+
+        A retriever that was the best one before has left them, or settings that have changed.
+        """
+        models = {kind.value for kind in Model}
+        for step, pieces in self._steps.items():
+            others = [p for p in pieces if p not in models and f"{step}/{p}" not in self._wanted]
+            for piece in others:
+                del pieces[piece]
+            if others:
+                self._write(step)
+            if distributed.is_main():
+                for piece in others:
+                    (self.folder / step / f"{piece}{RUN}").unlink(missing_ok=True)
 
     def note(self, artefact: Stored, **facts: Any) -> None:
         """Add something that was found out about an artefact, such as measures, to its record."""

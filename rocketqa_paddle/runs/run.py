@@ -81,6 +81,7 @@ class Run(Searches):
             except _Ended:
                 say(f"ended after {selection.until_stage}, as asked; leave out --until-stage to go on")
             else:
+                self.ledger.drop_others()
                 if distributed.is_main():
                     remove(self.folder / "last", trainer.CONTENTS)
 

@@ -136,6 +136,7 @@ class Searches(Walk):
         if not evaluated and not self.owns(model.step):
             name += f".{fingerprint_of(made_of)}"
         run = StoredRun(name, made_of, partial(self._read_or_make, make=make), queries, depth)
+        self.ledger.want(run)
         return self._evaluated.setdefault(name, run) if evaluated else run
 
     def _read_or_make(self, run: StoredRun, make: Callable[[], object]) -> Hits:

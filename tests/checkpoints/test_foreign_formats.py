@@ -423,7 +423,7 @@ def test_writing_replaces_a_model_but_no_other_folder(tmp_path, words, library):
             convert.write(checkpoint, tmp_path / "work", library.name)
     assert contents(tmp_path / "work") == {"thesis.txt": b"years\n"}
     write_json(tmp_path / "site" / "config.json", {"theme": "dark"})
-    with pytest.raises(ValueError, match="site holds config.json, which would be lost"):
+    with pytest.raises(ValueError, match="site holds config.json, but is no model that this project wrote"):
         convert.write(one, tmp_path / "site", library.name)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from command_line import COLLECTION, run, words
 
 import rocketqa_paddle
 from rocketqa_paddle import checkpoints
+from rocketqa_paddle.runtime.storage import locked
 from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.index import VectorIndex
 
@@ -91,3 +94,37 @@ def test_index_does_not_delete_a_folder_that_is_no_index(fails, best, data, tmp_
     assert "runs" in message
     assert (precious / "thesis.txt").read_text() == "three years"
     assert list(tmp_path.iterdir()) == [precious]
+
+
+@pytest.mark.parametrize("name", ["dev.run", "my_notes.txt", "sub/readme.txt"])
+def test_an_index_is_replaced_but_nothing_else_is_lost(
+    fails, best, data, tmp_path, monkeypatch, capsys, name
+):
+    flags = words(checkpoint=best / "retriever", passages=data / "para.txt", output=tmp_path / "index")
+    run("index", *flags)
+    run("index", *flags)
+    capsys.readouterr()
+    (tmp_path / "index" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "index" / name).write_text("mine")
+    monkeypatch.setattr(retrieval.forward, "encode_passages", None)  # it is refused before any work
+    assert f"{tmp_path}/index holds {name}, which would be lost" in fails("index", *flags)
+    assert (tmp_path / "index" / name).read_text() == "mine"
+    assert len(VectorIndex.load(tmp_path / "index")) == 60
+
+
+def test_a_meta_json_of_something_else_makes_no_index(fails, best, data, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "meta.json").write_text('{"title": "My site"}')
+    flags = words(checkpoint=best / "retriever", passages=data / "para.txt", output=tmp_path / "site")
+    assert "site holds meta.json, but is no index that this project wrote" in fails("index", *flags)
+
+
+def test_two_commands_do_not_write_one_folder(fails, best, data, tmp_path):
+    flags = words(checkpoint=best / "retriever", passages=data / "para.txt", output=tmp_path / "index")
+    with ThreadPoolExecutor(1) as other:
+        lock = locked(tmp_path / "index")
+        other.submit(lock.__enter__).result()
+        assert "index: another process is at work here: wait for it, or stop it" in fails("index", *flags)
+        other.submit(lock.__exit__, None, None, None).result()
+    run("index", *flags)
+    assert {path.name for path in tmp_path.iterdir()} == {"index"}

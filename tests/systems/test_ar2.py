@@ -72,7 +72,7 @@ def test_the_run_folder_is_whole(whole):
     found |= {"warm-up/hits.train.reranker", "warm-up/hits.train.round-001"}
     found |= {"round-001/hits.train.round-002"}
     trained = {"initial": [], **dict.fromkeys(NAMES[1:], ["retriever", "reranker"])}
-    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.test\.tsv")
+    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.(dev|test)\.tsv")
     running.check_best(whole)
 
 

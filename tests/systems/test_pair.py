@@ -57,7 +57,7 @@ def test_the_run_folder_is_whole(whole):
     scored = "teacher_reranker/scored.teacher_retriever.train"
     found |= {f"{scored}.labelled", f"{scored}.unlabelled", "teacher_reranker/reranked.teacher_retriever.dev"}
     trained = {step: ["retriever" if step in TITLES else "reranker"] for step in STEPS}
-    running.check_files(whole, trained, found, ignored=r"teacher_reranker/reranked\.\w+\.test\.tsv")
+    running.check_files(whole, trained, found, ignored=r"teacher_reranker/reranked\.\w+\.(dev|test)\.tsv")
     running.check_best(whole)
 
 

@@ -12,7 +12,7 @@ import running
 import toy
 from running import change, kill_after, kill_before, read, stop_at, train
 
-from rocketqa_paddle import checkpoints, losses, toolkit
+from rocketqa_paddle import SearchEngine, checkpoints, losses, toolkit
 from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.mining import calibration
 from rocketqa_paddle.runs import searches
@@ -62,7 +62,7 @@ def test_the_run_folder_is_whole(whole):
     found |= {"round-001/hits.train.round-002", "warm-up/scored.warm-up.train.round-001"}
     found |= {"round-001/scored.round-001.train.round-002"}
     trained = {"initial": [], **dict.fromkeys(STEPS[1:], ["retriever", "reranker"])}
-    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.test\.tsv")
+    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.(dev|test)\.tsv")
     for kind in ("retriever", "reranker"):
         assert len(set(running.digests(whole, kind).values())) == 3
 
@@ -107,10 +107,71 @@ def test_the_log_has_every_step(whole):
 
 
 def test_best_is_a_search_engine(whole):
+    """This re-ranker orders dev worse than the retriever does, so it is left out, and the report says so."""
     running.check_best(whole)
-    dual, cross = (toolkit.load_model(f"{whole.output}/best/{kind}") for kind in ("retriever", "reranker"))
+    assert list(running.best_record(whole)) == ["retriever"]
+    dual = toolkit.load_model(f"{whole.output}/best/retriever")
     assert dual.matching(["red dog"], ["the red dog"]).shape == (1,)
-    assert cross.matching(["red dog"], ["the red dog"]).shape == (1,)
+    over = running.best_step(whole, "retriever")
+    judged = running.best_step(whole, "reranker")
+    files = {"with": f"{judged}/reranked.{over}.dev.tsv", "without": f"{over}/hits.dev.tsv"}
+    values = {name: read_value(whole, file) for name, file in files.items()}
+    assert (
+        f"best/ leaves out the re-ranker of {judged}: on dev, RR@10 is {values['with']:.3f} when it orders "
+        f"the 10 best passages of the retriever of {over}, and {values['without']:.3f} without it."
+    ) in running.text(whole, "report.md")
+    [result, *_] = SearchEngine.open(f"{whole.output}/best").search(["red dog"])[0]
+    assert result.reranker_score is None
+
+
+def read_value(settings, file) -> float:
+    qrels = toy.collection().splits["dev"].qrels
+    return metrics.evaluate(qrels, read(settings, file), ["RR@10"])["RR@10"]
+
+
+def test_a_reranker_that_helps_is_in_best_at_the_depth_at_which_it_helps(data, tmp_path):
+    """It has learned the very queries of dev; the retriever has learned nothing."""
+    settings = running.rocketqav2(
+        tmp_path / "run",
+        data,
+        data=DataSettings(folder=str(data), train="dev", tests=["test"]),
+        warmup_retriever=WarmUpSettings(queries=0),
+        warmup_reranker=RerankerWarmUpSettings(
+            batch_size=5, steps=40, negatives=6, optimizer=OptimizerSettings(learning_rate=3e-3)
+        ),
+        joint=JointSettings(rounds=0),
+    )
+    train(settings)
+    running.check_best(settings)
+    assert "best/ has the re-ranker of warm-up: on dev, RR@10 is " in running.text(settings, "report.md")
+    assert "re-ranker, warmed up against retriever, warmed up: RR@10 " in running.text(settings, "report.md")
+    best = SearchEngine.open(f"{settings.output}/best")
+    assert best.depth == settings.evaluation.rerank_depth == 10
+    judged = [result.reranker_score is not None for result in best.search(["red dog"], k=20)[0]]
+    assert judged == [True] * 10 + [False] * 10
+
+
+def test_the_initial_checkpoint_is_in_best_if_nothing_trained_is_as_good(whole, data, tmp_path):
+    settings = running.rocketqav2(
+        tmp_path / "run",
+        data,
+        retriever=dataclasses.replace(whole.retriever, init=f"{whole.output}/round-001/retriever"),
+        warmup_retriever=WarmUpSettings(
+            batch_size=8, steps=3, optimizer=OptimizerSettings(learning_rate=1.0)
+        ),
+        joint=JointSettings(rounds=0),
+    )
+    train(settings)
+    running.check_best(settings)
+    assert running.best_step(settings, "retriever") == "initial"
+    given, kept = (
+        checkpoints.load(f"{f}/retriever") for f in (f"{whole.output}/round-001", tmp_path / "run/best")
+    )
+    assert given.digest() == kept.digest()
+    report = running.text(settings, "report.md")
+    assert "No round gave" not in report
+    assert "re-ranker, warmed up against initial checkpoint: RR@10" in report
+    running.check_again(settings)
 
 
 def test_rounds_use_other_queries_and_the_models_of_the_round_before(whole, trainers):

@@ -367,6 +367,23 @@ def test_a_stopped_call_goes_on_when_it_is_made_again(trained, stop, tmp_path, l
     assert [(row["step"], row["loss"]) for row in log(output)] == expected
 
 
+@pytest.mark.parametrize("place", ["step_2/notes.txt", "step_5/notes.txt", "unfinished-mine/notes.txt"])
+def test_training_again_loses_no_file_of_the_users(trained, place, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(trained.output, output)
+    (output / place).parent.mkdir(exist_ok=True)
+    (output / place).write_text("mine")
+    model = load_model(trained.start)
+    if place.startswith("step"):
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, 1, lambda: pytest.fail("it has begun"))
+            with pytest.raises(ValueError, match=r"notes\.txt, which would be lost"):
+                train(model, trained.file, output, **SETTINGS)
+    else:
+        train(model, trained.file, output, **SETTINGS)
+    assert (output / place).read_text() == "mine"
+
+
 def test_a_finished_call_that_is_made_again_starts_anew(folders, tmp_path):
     """From the model it is made on: no state is left to go on from."""
     file, output = folders["dual.tsv"], tmp_path / "out"

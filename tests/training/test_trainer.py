@@ -273,7 +273,7 @@ def test_saving_as_time_goes_by(tmp_path):
 # Another training's state -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["last", ".last.old"])
+@pytest.mark.parametrize("place", ["last", ".last.rocketqa-old"])
 @pytest.mark.parametrize("change", [{"name": "other"}, {"fingerprint": "4567"}], ids=str)
 def test_the_state_of_another_training_is_not_used_but_removed(tmp_path, change, place):
     """Also where a crash has left it under the name that it has while it is replaced."""
@@ -295,7 +295,7 @@ def test_the_state_of_another_training_is_not_used_but_removed(tmp_path, change,
 def test_a_state_that_a_crash_left_under_its_old_name_is_used(tmp_path, whole):
     nets = make_nets(dropout=0.3)
     stop(tmp_path, nets, at=4, rates={"two": 0.5})
-    (tmp_path / "last").rename(tmp_path / ".last.old")
+    (tmp_path / "last").rename(tmp_path / ".last.rocketqa-old")
     nets = others(nets)
     taken = []
     make_trainer(tmp_path, nets, rates={"two": 0.5}, after_step=taken.append).fit()
