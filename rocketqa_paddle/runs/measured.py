@@ -105,13 +105,15 @@ class Measured:
     def _decide_on(self, reranker: TrainedModel, over: ModelHandle, system: str) -> None:
         """Take a re-ranker into `best/` if a search is better with it than without."""
         walk, s = self.walk, self.walk.settings.evaluation
-        ordered = walk.rerank(reranker, walk.search(over, walk.dev, s.depth))
-        alone, reranked = self.value(over), float(walk.measure(ordered)[s.measures[0]].mean())
+        found = walk.search(over, walk.dev, s.depth)
+        alone, reranked = (walk.measure(run)[s.measures[0]] for run in (found, walk.rerank(reranker, found)))
+        difference = metrics.compare(reranked, alone)
         figures = (
-            f"on {walk.dev.name}, {s.measures[0]} is {reranked:.3f} when it orders the {s.rerank_depth} best "
-            f"passages of the retriever of {over.step}, and {alone:.3f} without it"
+            f"on {walk.dev.name}, {s.measures[0]} is {reranked.mean():.3f} when it orders the "
+            f"{s.rerank_depth} best passages of the retriever of {over.step}, and {alone.mean():.3f} "
+            f"without it (p = {difference.p_value:.2g})"
         )
-        if better := reranked > alone:
+        if better := difference.difference > 0:
             self.notes = [f"best/ has the re-ranker of {reranker.step}: {figures}."]
             if distributed.any_rank(not self.best.has(reranker)):
                 self._keep_best(reranker, None, f"{system} ")

@@ -118,7 +118,7 @@ def test_best_is_a_search_engine(whole):
     values = {name: read_value(whole, file) for name, file in files.items()}
     assert (
         f"best/ leaves out the re-ranker of {judged}: on dev, RR@10 is {values['with']:.3f} when it orders "
-        f"the 10 best passages of the retriever of {over}, and {values['without']:.3f} without it."
+        f"the 10 best passages of the retriever of {over}, and {values['without']:.3f} without it (p = "
     ) in running.text(whole, "report.md")
     [result, *_] = SearchEngine.open(f"{whole.output}/best").search(["red dog"])[0]
     assert result.reranker_score is None

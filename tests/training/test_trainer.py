@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from kills import killed_at
 from nets import (
     Net,
     arrays,
@@ -26,6 +28,7 @@ from nets import (
 )
 from paddle import nn
 
+from rocketqa_paddle.runtime import folders
 from rocketqa_paddle.training import trainer as trainer_module
 from rocketqa_paddle.training.trainer import Leg, Stopped, Trainer
 
@@ -290,6 +293,31 @@ def test_the_state_of_another_training_is_not_used_but_removed(tmp_path, change,
     assert_same(arrays(nets), arrays(alone))
     assert kept == []
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "alone"}
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize("fingerprint", ["the same", "another"])
+def test_a_death_at_any_moment_of_a_save_or_of_a_clean_up_is_harmless(tmp_path, fingerprint, every):
+    """The second save replaces a state of the first; the training that follows goes on or begins anew."""
+    options = {"fingerprint": "the same"}
+    expected = make_nets()
+    make_trainer(tmp_path / "whole", expected, fingerprint=fingerprint).fit()
+    for change in itertools.count(0, every):
+        folder = tmp_path / str(change)
+        stop(folder, make_nets(), at=2, **options)
+        saving = make_trainer(folder, saved := make_nets(), stopping(squared(saved), 3), **options)
+        died = killed_at(change, lambda saving=saving: pytest.raises(Stopped, saving.fit))
+        cleaning = make_trainer(folder, make_nets(), fingerprint=fingerprint)
+        killed_at(change % 5, cleaning._resume)
+        nets = others(make_nets())
+        nets = nets if (folder / "last").exists() and fingerprint == "the same" else make_nets()
+        make_trainer(folder, nets, fingerprint=fingerprint).fit()
+        assert_same(arrays(nets), arrays(expected))
+        folders.remove(folder / "last", trainer_module.CONTENTS)
+        assert {path.name for path in folder.iterdir()} == {"metrics.jsonl"}
+        if not died:
+            break
+    assert change > 15
 
 
 def test_a_state_that_a_crash_left_under_its_old_name_is_used(tmp_path, whole):
