@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
+import toy
 
 from rocketqa_paddle.search import index as index_file
 from rocketqa_paddle.search.index import VectorIndex
@@ -195,3 +197,26 @@ def test_a_meta_json_that_does_not_fit_is_refused(folder: Path, change: dict) ->
     (folder / "meta.json").write_text(json.dumps({**meta, **change}))
     with pytest.raises(ValueError, match=str(folder)):
         VectorIndex.load(folder)
+
+
+LIMITED = """
+import resource
+import numpy as np
+from pathlib import Path
+from rocketqa_paddle.runtime.folders import replacing
+from rocketqa_paddle.search.index import CONTENTS, VectorIndex
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with replacing("index", CONTENTS) as new:
+        VectorIndex(np.ones((100, 64), np.float32), [str(i) for i in range(100)]).save(new)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    """A limit on the size of files stands for it."""
+    done = toy.run(sys.executable, "-c", LIMITED, cwd=tmp_path)
+    assert "index.faiss: could not be written (" in done.stdout, done.stderr
+    assert "make room there or write elsewhere" in done.stdout
+    assert list(tmp_path.iterdir()) == []
