@@ -1,13 +1,18 @@
 """Losses that contrast every example of a batch with all the others, whichever rank has them.
 
-`Contrastive` says what such a loss is made of, `in_batch` is the loss of RocketQA and PAIR, and `backward`
-computes the gradient over all ranks with the memory of one chunk (GradCache).
+`Contrastive` says what such a loss is made of, `in_batch` is the loss of RocketQA and PAIR, `false_negatives`
+tells which passages of a batch are no negatives of which query, and `backward` computes the gradient over all
+ranks with the memory of one chunk (GradCache).
 """
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -33,19 +38,30 @@ class Contrastive(Generic[Example]):
         cross_batch: whether `loss` is given the rows of all ranks, not only of its own.
         constants: examples → tensors without gradient that the loss needs beside the vectors, such as the
             scores of a teacher (`Group.scores`). Their rows are as those of `encode`.
+        mask: examples of this rank → which contrasts of the whole batch `loss` is to leave out. It is handed
+            to `loss` as the keyword `mask`.
     """
 
     encode: Callable[[Sequence[Example]], Vectors]
     loss: Callable[..., Mapping[str, Tensor]]
     cross_batch: bool = True
     constants: Callable[[Sequence[Example]], Vectors] = lambda examples: ()
+    mask: Callable[[Sequence[Example]], Tensor] | None = None
 
 
-def in_batch(retriever: Checkpoint, alpha: float = 0.0, *, cross_batch: bool = True) -> Contrastive[Group]:
+def in_batch(
+    retriever: Checkpoint,
+    alpha: float = 0.0,
+    *,
+    cross_batch: bool = True,
+    drop_false_negatives: bool = True,
+) -> Contrastive[Group]:
     """Contrast every query with the passages of all queries: in-batch and cross-batch negatives.
 
     RocketQA (Qu et al., NAACL 2021), section 3.1. `alpha` is the weight of PAIR's passage-centric loss; if it
     is above 0, the groups need negatives. `cross_batch` contrasts with the passages of all ranks.
+    `drop_false_negatives` leaves out the contrasts that `false_negatives` names, and the scalar `masked` says
+    how many. The released code contrasts a query with whatever is in the batch.
     """
 
     def encode(groups: Sequence[Group]) -> Vectors:
@@ -56,12 +72,65 @@ def in_batch(retriever: Checkpoint, alpha: float = 0.0, *, cross_batch: bool = T
         parts = (passages[:count], passages[count:]) if negatives else (passages,)
         return (query_vectors(retriever, groups), *parts)
 
-    def loss(*vectors: Tensor) -> dict[str, Tensor]:
+    def loss(
+        query: Tensor, positive: Tensor, negative: Tensor | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        masked = {} if mask is None else {"masked": mask.sum()}
         if not alpha:
-            return {"loss": losses.in_batch(*vectors)}
-        return {"loss": losses.pair(*vectors, alpha=alpha, temperature=retriever.network.temperature)}
+            return {"loss": losses.in_batch(query, positive, negative, mask), **masked}
+        temperature = retriever.network.temperature
+        pair = losses.pair(query, positive, negative, alpha, temperature=temperature, mask=mask)
+        return {"loss": pair, **masked}
 
-    return Contrastive(encode, loss, cross_batch)
+    mask = partial(false_negatives, cross_batch=cross_batch) if drop_false_negatives else None
+    return Contrastive(encode, loss, cross_batch, mask=mask)
+
+
+def false_negatives(groups: Sequence[Group], *, cross_batch: bool = True) -> Tensor:
+    """Tell which passages of the batch are known to be no negatives of which query: bool `[n, n + m]`.
+
+    By their content, as in `records.FalseNegatives`, those are the query's positives, in whichever group of
+    the batch they stand, and the query itself. The rows are the queries and the columns the passages of all
+    ranks, or without `cross_batch` of this one, in the order of `in_batch`: the positives, then the
+    negatives. The own positive of a query is no false negative.
+    """
+    contents = [_content(group) for group in groups]
+    if cross_batch:
+        contents = [content for rank in distributed.gather(contents) for content in rank]
+    columns = [content.passages[0] for content in contents]
+    columns += [passage for content in contents for passage in content.passages[1:]]
+    wholes, texts, positives = defaultdict(list), defaultdict(list), defaultdict(set)
+    for column, (whole, text) in enumerate(columns):
+        wholes[whole].append(column)
+        texts[text].append(column)
+    for content in contents:
+        positives[content.query].update(content.positives)
+    mask = np.zeros((len(contents), len(columns)), dtype=bool)
+    for row, content in enumerate(contents):
+        for key in {content.query} | positives[content.query]:
+            mask[row, wholes[key]] = True
+        mask[row, texts[content.query]] = True
+        mask[row, row] = False
+    return paddle.to_tensor(mask)
+
+
+class _Content(NamedTuple):
+    """What a group says, as digests, which are short and equal on all ranks."""
+
+    query: bytes
+    positives: list[bytes]
+    passages: list[tuple[bytes, bytes]]
+    """Title and text, and the text alone."""
+
+
+def _content(group: Group) -> _Content:
+    positives = [_digest(passage.key) for passage in (group.passages[0], *group.other_positives)]
+    passages = [(_digest(passage.key), _digest(passage.text_key)) for passage in group.passages]
+    return _Content(_digest(group.query.key), positives, passages)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def backward(
@@ -79,7 +148,10 @@ def backward(
     chunk into vectors; it must return the same ones both times, so it must seed the dropout. `scaled`
     multiplies a loss by the loss scale in fp16. The named scalars of the loss are returned.
     """
-    constants = contrast.constants([example for chunk in chunks for example in chunk])
+    batch = [example for chunk in chunks for example in chunk]
+    constants = contrast.constants(batch)
+    if contrast.mask:
+        contrast = replace(contrast, loss=partial(contrast.loss, mask=contrast.mask(batch)))
     if len(chunks) == 1:
         return _backward_to_vectors(contrast, encode(0, chunks[0]), constants, scaled)
     vectors = _encode_without_graph(chunks, encode)

@@ -4,6 +4,7 @@ Throughout, `scores` is `[groups, group size]`: a row is a query's passages, the
 Nothing here knows of networks, so any pair of scorers can be trained with it.
 """
 
+import math
 from typing import Literal
 
 import paddle
@@ -133,7 +134,9 @@ def ar2_retriever(
     return {"loss": loss, "distillation": distillation, "adversarial": adversarial}
 
 
-def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
+def in_batch(
+    query: Tensor, positive: Tensor, negative: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Cross entropy of every query's own positive among all positives and hard negatives of the batch.
 
     DPR (Karpukhin et al., EMNLP 2020), eq. 2, and step 1 of RocketQA.
@@ -142,6 +145,8 @@ def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) ->
         query: `[n, hidden]`. Gets gradient, as do the others.
         positive: `[n, hidden]`; row i answers query i.
         negative: `[m, hidden]`, any number of hard negatives.
+        mask: `[n, n + m]`, bool; where it is true, query and passage are not contrasted. Never the query and
+            its own positive.
     """
     if query.shape != positive.shape:
         raise ValueError(
@@ -150,34 +155,53 @@ def in_batch(query: Tensor, positive: Tensor, negative: Tensor | None = None) ->
     passages = positive if negative is None else paddle.concat([positive, negative])
     with paddle.amp.auto_cast(enable=False):  # products of hundreds would lose their differences in fp16
         scores = paddle.matmul(_single(query), _single(passages), transpose_y=True)  # [n, n + m]
+    if mask is not None:
+        scores = paddle.where(mask, paddle.full_like(scores, -math.inf), scores)
     return -paddle.diagonal(_log_softmax(scores)).mean()
 
 
-def passage_centric(query: Tensor, positive: Tensor, negative: Tensor, *, temperature: float = 1.0) -> Tensor:
+def passage_centric(
+    query: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Cross entropy of every positive's own query among all queries and hard negatives of the batch.
 
     PAIR (Ren et al., Findings of ACL 2021), the passage-centric loss L_P: a positive is to be nearer to its
     query than to other passages. The other queries of the batch are negatives, as in the reference
-    (research/PAIR_ACL2021/model/src/finetune/dual_encoder.py). The vectors are those of `in_batch`.
+    (research/PAIR_ACL2021/model/src/finetune/dual_encoder.py). The vectors and the mask are those of
+    `in_batch`: what is no negative of a query is not contrasted with the query's positive either.
 
     `positive` and `negative` have been divided by `temperature`, so that their products with a query are
     scores. The product of two passages has been divided twice, which is undone.
     """
-    return in_batch(positive, query, negative * temperature)
+    if mask is not None:
+        count = len(query)
+        mask = paddle.concat([mask[:, :count].T, mask[:, count:]], axis=1)
+    return in_batch(positive, query, negative * temperature, mask)
 
 
 def pair(
-    query: Tensor, positive: Tensor, negative: Tensor, alpha: float = 0.1, *, temperature: float = 1.0
+    query: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    alpha: float = 0.1,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """PAIR's pre-training loss: `(1 - alpha) * in_batch + alpha * passage_centric`.
 
-    PAIR (Ren et al., Findings of ACL 2021), the combined loss of its first stage, L_Q and L_P, whose vectors
-    and temperature it takes. `alpha` is 0 to 1. One encoder must be shared by queries and passages, so that
-    passages can be compared with passages.
+    PAIR (Ren et al., Findings of ACL 2021), the combined loss of its first stage, L_Q and L_P, whose vectors,
+    mask and temperature it takes. `alpha` is 0 to 1. One encoder must be shared by queries and passages, so
+    that passages can be compared with passages.
     """
     settings.fraction(alpha=alpha)
-    query_centric = in_batch(query, positive, negative)
-    centred = passage_centric(query, positive, negative, temperature=temperature)
+    query_centric = in_batch(query, positive, negative, mask)
+    centred = passage_centric(query, positive, negative, temperature=temperature, mask=mask)
     return (1 - alpha) * query_centric + alpha * centred
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Literal
 
@@ -41,7 +41,7 @@ class Query:
     @property
     def key(self) -> str:
         """The text in a form that is equal for queries that differ only in id, case or white space."""
-        return " ".join(self.text.split()).casefold()
+        return _key(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,36 @@ class Passage:
     id: str
     title: str
     text: str
+
+    @property
+    def key(self) -> str:
+        """Title and text in the form of `Query.key`; a title `-` stands for none."""
+        return _key(self.text if self.title.strip() == "-" else f"{self.title} {self.text}")
+
+    @property
+    def text_key(self) -> str:
+        """The text alone in the form of `Query.key`."""
+        return _key(self.text)
+
+
+def _key(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+class FalseNegatives:
+    """The passages that are known to be no negatives of a query, whatever their ids.
+
+    These are its positives, and the query itself where it is a passage, as in ArguAna: there, the text of the
+    passage is the query, and the title is another. The id does not tell, because queries and passages may
+    have the same ids and nothing in common.
+    """
+
+    def __init__(self, query: Query, positives: Iterable[Passage]) -> None:
+        self.query, self.positives = query.key, {passage.key for passage in positives}
+
+    def __contains__(self, passage: Passage) -> bool:
+        key = passage.key
+        return key in self.positives or self.query in (key, passage.text_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +133,8 @@ class Group:
     also chose the positive), `ict` (there are none: the query is a sentence of the positive)."""
     scores: tuple[float, ...] | None = None
     """Teacher scores, one a passage, carried with the group so that distillation need not score again."""
+    other_positives: tuple[Passage, ...] = ()
+    """Further positives of the query. They are not trained on, but no negatives in a batch either."""
 
     def __post_init__(self) -> None:
         assert len(self.passages) == len(self.labels), (len(self.passages), len(self.labels))
@@ -113,10 +145,23 @@ class Group:
         groups = []
         for i in range(1, len(self.passages)):
             scores = self.scores and (self.scores[0], self.scores[i])
-            groups.append(
-                Group(self.query, (self.passages[0], self.passages[i]), (1, 0), self.source, scores)
-            )
+            passages = (self.passages[0], self.passages[i])
+            groups.append(Group(self.query, passages, (1, 0), self.source, scores, self.other_positives))
         return groups
+
+    def without_false_negatives(self) -> Group:
+        """Leave out the negatives that are positives of the query by their content, or the query itself.
+
+        A positive that is not the first passage is left out as well, because losses take it for a negative.
+        """
+        labelled = [p for p, label in zip(self.passages, self.labels, strict=True) if label > 0]
+        false = FalseNegatives(self.query, (*labelled, *self.other_positives))
+        kept = [i for i, p in enumerate(self.passages) if (i == 0 and self.labels[0] > 0) or p not in false]
+        if len(kept) == len(self.passages):
+            return self
+        passages, labels = tuple(self.passages[i] for i in kept), tuple(self.labels[i] for i in kept)
+        scores = self.scores and tuple(self.scores[i] for i in kept)
+        return replace(self, passages=passages, labels=labels, scores=scores)
 
 
 @dataclass(frozen=True)

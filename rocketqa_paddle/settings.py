@@ -286,6 +286,10 @@ class RunSettings:
     """Measures on dev and test."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the networks; the parameters stay fp32. fp16 scales the loss."""
+    drop_false_negatives: bool = True
+    """Never take for a negative of a query what is known to be none: a passage of the same title and text as
+    one of its positives, or the query itself. They are left out of candidates and lists, and of a batch;
+    false: only the ids of positives are kept from the candidates, as in the released code."""
     encode_batch: int = 64
     """Largest number of rows when encoding or scoring without gradient."""
     seed: int = 1

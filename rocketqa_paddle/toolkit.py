@@ -81,6 +81,7 @@ class DualModel(_Model):
         log_folder: str | Path = "log",
         warmup_ratio: float = 0.0,
         dropout: float = 0.1,
+        drop_false_negatives: bool = True,
         seed: int = 1,
     ) -> None:
         """Fine-tune this model on in-batch negatives and one hard negative a query.
@@ -99,6 +100,8 @@ class DualModel(_Model):
             log_folder: folder for `log.train`, which gets one JSON line every ten seconds.
             warmup_ratio: share of the steps, 0 to 1, in which the learning rate grows from 0 to its peak.
             dropout: probability of dropout in training.
+            drop_false_negatives: never contrast a query with a positive that the batch has for it, or with
+                itself; a line whose negative is the positive is left out. The toolkit did contrast them.
             seed: seed of the order of examples and of dropout.
 
         Raises:
@@ -114,6 +117,7 @@ class DualModel(_Model):
             learning_rate=learning_rate,
             warmup_ratio=warmup_ratio,
             dropout=dropout,
+            drop_false_negatives=drop_false_negatives,
             seed=seed,
         )
 
@@ -144,6 +148,7 @@ class CrossModel(_Model):
         warmup_ratio: float = 0.0,
         dropout: float = 0.1,
         adversarial: float = 0.01,
+        drop_false_negatives: bool = True,
         seed: int = 1,
     ) -> None:
         """Fine-tune this model on single pairs by binary cross entropy; see `DualModel.train`.
@@ -152,6 +157,8 @@ class CrossModel(_Model):
             train_set: TSV file of 4 columns: query, title, text, label (0 or 1).
             adversarial: length of the step by which the word embeddings move in the direction that raises the
                 loss most, as in the toolkit. It costs a second pass; 0 leaves it out.
+            drop_false_negatives: leave out lines with label 0 whose passage has label 1 on another line of
+                the query. The toolkit took them.
         """
         self._train(
             (train_set, save_model_path, log_folder),
@@ -162,6 +169,7 @@ class CrossModel(_Model):
             warmup_ratio=warmup_ratio,
             dropout=dropout,
             adversarial=adversarial,
+            drop_false_negatives=drop_false_negatives,
             seed=seed,
         )
 

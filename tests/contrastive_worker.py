@@ -8,7 +8,8 @@ Rank 0 writes FOLDER/gradients.npz.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
@@ -26,7 +27,7 @@ from rocketqa_paddle import contrastive  # noqa: E402
 from rocketqa_paddle.contrastive import Contrastive  # noqa: E402
 from rocketqa_paddle.mining.miner import Miner  # noqa: E402
 from rocketqa_paddle.networks.encoders import Checkpoint  # noqa: E402
-from rocketqa_paddle.records import Group  # noqa: E402
+from rocketqa_paddle.records import Group, Passage  # noqa: E402
 from rocketqa_paddle.runtime import distributed  # noqa: E402
 from rocketqa_paddle.settings import TrainingSettings  # noqa: E402
 from rocketqa_paddle.training.log import MetricsLog  # noqa: E402
@@ -38,10 +39,9 @@ CASES = {
     "hard negatives": {"negatives": 2},
     "one tower, passage-centric": {"negatives": 2, "alpha": 0.1},
     "teacher's margins": {"negatives": 2, "teacher": True},
+    "passages of the same content": {"negatives": 2, "alpha": 0.4, "repeated": True},
 }
 """What a step contrasts."""
-
-Loss = Callable[..., Mapping[str, Tensor]]
 
 
 def groups(negatives: int, count: int = 40) -> list[Group]:
@@ -54,6 +54,19 @@ def groups(negatives: int, count: int = 40) -> list[Group]:
         miner.group(query, miner.positive(query), miner.fill_up(query, []), "random", scores)
         for query in [*split.queries.values()][:count]
     ]
+
+
+def alike(made: Sequence[Group]) -> list[Group]:
+    """Groups of which any eight have queries, positives and negatives that say the same, under other ids."""
+    queries, few = [group.query for group in made[:6]], [group.passages[0] for group in made[:5]]
+    alike = []
+    for row, group in enumerate(made):
+        positive = replace(few[row % 5], id=f"twin{row}", text=few[row % 5].text.upper())
+        asked = Passage(f"asked{row}", "a title", queries[(row + 1) % 6].text)
+        passages, others = (positive, group.passages[1], asked), (few[(row + 1) % 5],) * (row % 2)
+        query = replace(queries[row % 6], id=f"again{row}")
+        alike.append(replace(group, query=query, passages=passages, other_positives=others))
+    return alike
 
 
 def margin_mse(retriever: Checkpoint) -> Contrastive[Group]:
@@ -76,6 +89,7 @@ def step(
     negatives: int,
     alpha: float = 0.0,
     teacher: bool = False,
+    repeated: bool = False,
     chunks: int = 1,
     cross_batch: bool = True,
     shares: int = 1,
@@ -92,8 +106,8 @@ def step(
     trainer = Trainer(
         "step",
         {"retriever": retriever.network},
-        groups(negatives),
-        contrast if shares == 1 else Contrastive(contrast.encode, of_shares(contrast.loss, shares)),
+        alike(groups(negatives)) if repeated else groups(negatives),
+        contrast if shares == 1 else of_shares(contrast, shares),
         TrainingSettings(batch_size=GLOBAL_BATCH // distributed.world_size(), steps=1, chunks=chunks),
         folder=folder / "last",
         log=MetricsLog(folder / "metrics.jsonl"),
@@ -106,14 +120,21 @@ def step(
     return {"loss": np.array(values["loss"]), **gradients}
 
 
-def of_shares(loss: Loss, shares: int) -> Loss:
-    """The mean of a loss over shares of its vectors."""
+def of_shares(contrast: Contrastive[Group], shares: int) -> Contrastive[Group]:
+    """The mean of a loss over shares of the batch."""
 
-    def mean(*vectors: Tensor) -> dict[str, Tensor]:
-        parts = [loss(*share)["loss"] for share in zip(*(v.split(shares) for v in vectors), strict=True)]
-        return {"loss": sum(parts) / shares}
+    def mask(batch: Sequence[Group]) -> Tensor:
+        size = len(batch) // shares
+        return paddle.concat(
+            [contrast.mask(batch[first : first + size]) for first in range(0, len(batch), size)]
+        )
 
-    return mean
+    def mean(*vectors: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        parts = zip(*(tensor.split(shares) for tensor in (*vectors, mask)), strict=True)
+        losses = [contrast.loss(*share, mask=masked)["loss"] for *share, masked in parts]
+        return {"loss": sum(losses) / shares}
+
+    return Contrastive(contrast.encode, mean, mask=mask)
 
 
 def steps(folder: Path) -> dict[str, np.ndarray]:

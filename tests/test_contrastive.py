@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import contrastive_worker
@@ -14,12 +15,14 @@ import ranks
 import reference
 import toy
 from contrastive_worker import groups
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rocketqa_paddle import contrastive
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.tokenization import Tokenizer
-from rocketqa_paddle.records import Group, Passage
+from rocketqa_paddle.records import FalseNegatives, Group, Passage, Query
 from rocketqa_paddle.settings import TrainingSettings
 from rocketqa_paddle.training.log import MetricsLog
 from rocketqa_paddle.training.trainer import Trainer
@@ -120,6 +123,104 @@ def test_every_query_is_contrasted_with_the_passages_of_all(tokens: Tokenizer, n
     passages += [passage for group in batch for passage in group.passages[1:]]
     expected = reference.cross_entropy(product(retriever, batch, passages), range(5))
     assert float(given) == pytest.approx(expected, rel=1e-5)
+
+
+def false_negatives(batch: Sequence[Group]) -> np.ndarray:
+    """`contrastive.false_negatives`, one passage after the other."""
+    passages = [group.passages[0] for group in batch]
+    passages += [passage for group in batch for passage in group.passages[1:]]
+    mask = np.zeros((len(batch), len(passages)), dtype=bool)
+    for row, group in enumerate(batch):
+        same = [other for other in batch if other.query.key == group.query.key]
+        false = FalseNegatives(group.query, [p for g in same for p in (g.passages[0], *g.other_positives)])
+        mask[row] = [column != row and passage in false for column, passage in enumerate(passages)]
+    return mask
+
+
+QUERY, MORE = Query("q", "who ?"), Query("r", "what ?")
+YES, TWIN, OTHER = Passage("a", "", "yes"), Passage("b", "-", "YES "), Passage("c", "", "no")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "masked"),
+    [
+        (Group(QUERY, (YES,), (1,)), Group(MORE, (TWIN,), (1,)), [(0, 1), (1, 0)]),
+        (
+            Group(QUERY, (YES, OTHER), (1, 0)),
+            Group(MORE, (OTHER, TWIN), (1, 0)),
+            [(0, 3), (1, 2)],
+        ),
+        (Group(QUERY, (TWIN,), (1,), other_positives=(OTHER,)), Group(MORE, (OTHER,), (1,)), [(0, 1)]),
+        (Group(QUERY, (TWIN,), (1,)), Group(replace(QUERY, id="r"), (OTHER,), (1,)), [(0, 1), (1, 0)]),
+        (Group(QUERY, (TWIN,), (1,)), Group(MORE, (Passage("q", "x", "Who ?"),), (1,)), [(0, 1)]),
+        (Group(QUERY, (TWIN,), (1,)), Group(MORE, (OTHER,), (1,)), []),
+        (Group(QUERY, (TWIN, TWIN), (1, 0)), Group(MORE, (OTHER, OTHER), (1, 0)), [(0, 2), (1, 3)]),
+    ],
+    ids=[
+        "one positive for two queries",
+        "a positive among another's negatives",
+        "another labelled positive",
+        "one query twice",
+        "the query itself",
+        "nothing",
+        "a positive that is its own negative",
+    ],
+)
+def test_no_query_is_contrasted_with_what_it_is_known_to_want(
+    first: Group, second: Group, masked: list[tuple[int, int]]
+) -> None:
+    mask = contrastive.false_negatives([first, second]).numpy()
+    assert [*zip(*map(list, mask.nonzero()), strict=True)] == masked
+
+
+texts = st.sampled_from(["a", "A ", "b", "a b", "-", "c"])
+passages = st.builds(Passage, st.just("p"), texts | st.just(""), texts)
+batches = st.lists(
+    st.builds(
+        lambda query, positive, negatives, others: Group(
+            query, (positive, *negatives), (1, 0, 0), other_positives=others
+        ),
+        st.builds(Query, st.just("q"), texts),
+        passages,
+        st.tuples(passages, passages),
+        st.lists(passages, max_size=2).map(tuple),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(batches)
+def test_the_mask_is_what_the_contents_say(batch: list[Group]) -> None:
+    np.testing.assert_array_equal(contrastive.false_negatives(batch).numpy(), false_negatives(batch))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_known_false_negatives_have_no_part_in_the_loss(tokens: Tokenizer, alpha: float) -> None:
+    retriever, batch = toy.dual(tokens, shared=True), contrastive_worker.alike(groups(2, 8))
+    mask, count = false_negatives(batch), len(batch)
+    assert mask.sum() > 20
+
+    def values(**options: bool) -> dict[str, float]:
+        loss = contrastive.in_batch(retriever, alpha, **options)
+        masked = {"mask": loss.mask(batch)} if loss.mask else {}
+        return {name: float(value) for name, value in loss.loss(*loss.encode(batch), **masked).items()}
+
+    passages = [group.passages[0] for group in batch]
+    passages += [passage for group in batch for passage in group.passages[1:]]
+    q = forward.encode_queries(retriever, [group.query.text for group in batch])
+    p = forward.encode_passages(retriever, [x.title for x in passages], [x.text for x in passages])
+    centred = np.concatenate([mask[:, :count].T, mask[:, count:]], axis=1)
+
+    def expected(mask: np.ndarray, centred: np.ndarray) -> float:
+        sides = (q @ p.T, mask), (p[:count] @ np.concatenate([q, p[count:]]).T, centred)
+        query, passage = (reference.cross_entropy(np.where(m, -1e30, s), range(count)) for s, m in sides)
+        return (1 - alpha) * query + alpha * passage
+
+    kept = expected(mask & False, centred & False)
+    assert values() == {"loss": pytest.approx(expected(mask, centred), rel=1e-5), "masked": mask.sum()}
+    assert values(drop_false_negatives=False) == {"loss": pytest.approx(kept, rel=1e-5)}
+    assert kept > values()["loss"] + 0.1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.05])

@@ -188,6 +188,55 @@ def test_in_batch_refuses_unpaired_rows() -> None:
         losses.in_batch(paddle.ones([2, 3]), paddle.ones([4, 3]))
 
 
+MASK = np.zeros((3, 5), dtype=bool)
+MASK[0, [1, 4]] = MASK[2, [0, 1, 3, 4]] = True
+
+
+def cross_entropy_of_the_rest(scores: np.ndarray, mask: np.ndarray) -> float:
+    """The cross entropy of the diagonal, of rows from which the masked scores have been removed."""
+    rows = range(len(scores))
+    kept = [
+        np.concatenate([scores[i, i : i + 1], np.delete(scores[i], [i, *mask[i].nonzero()[0]])]) for i in rows
+    ]
+    return float(np.mean([reference.cross_entropy(row[None], [0]) for row in kept]))
+
+
+def test_what_is_masked_has_no_part_in_the_loss() -> None:
+    query, positive, negative = normal(3, 6, seed=7), normal(3, 6, seed=8), normal(2, 6, seed=9)
+    given = losses.in_batch(*map(tensor, (query, positive, negative)), paddle.to_tensor(MASK))
+    scores = query @ np.concatenate([positive, negative]).T
+    assert float(given) == pytest.approx(cross_entropy_of_the_rest(scores, MASK), rel=1e-10)
+    assert float(given) < losses.in_batch(*map(tensor, (query, positive, negative))) - 0.1
+
+
+def test_what_is_masked_has_no_part_in_the_gradient() -> None:
+    """Queries 0 and 2 do not move by passages that they are not contrasted with, nor these by them."""
+
+    def masked(*vectors: paddle.Tensor) -> paddle.Tensor:
+        return losses.pair(*vectors, alpha=0.4, mask=paddle.to_tensor(MASK))
+
+    vectors = normal(3, 3, seed=7), normal(3, 3, seed=8), normal(2, 3, seed=9)
+    assert_gradients_are_slopes(masked, *vectors)
+    only = np.ones((1, 2), dtype=bool)
+    only[0, 0] = False
+    tensors = [tensor(array) for array in (vectors[0][:1], vectors[1][:1], vectors[2][:1])]
+    losses.in_batch(*tensors, paddle.to_tensor(only)).backward()
+    assert not any(each.grad.numpy().any() for each in tensors)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_mask_of_nothing_changes_no_bit(dtype: str) -> None:
+    arrays = [normal(3, 6, seed=7), normal(3, 6, seed=8), normal(2, 6, seed=9)]
+    results = []
+    for mask in (None, paddle.zeros([3, 5], dtype="bool")):
+        vectors = [paddle.to_tensor(array, dtype=dtype, stop_gradient=False) for array in arrays]
+        loss = losses.pair(*vectors, alpha=0.3, mask=mask)
+        loss.backward()
+        results.append([loss.numpy(), *(vector.grad.numpy() for vector in vectors)])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 # PAIR -------------------------------------------------------------------------------------------
 
 
@@ -210,6 +259,18 @@ def test_pair_weighs_the_two_sides(alpha: float) -> None:
     passage_centric = passage_centric_by_hand(query, positive, negative)
     given = losses.pair(tensor(query), tensor(positive), tensor(negative), alpha=alpha)
     assert float(given) == pytest.approx((1 - alpha) * query_centric + alpha * passage_centric, rel=1e-10)
+
+
+def test_pair_does_not_contrast_a_positive_with_queries_that_it_answers_and_what_is_masked_for_its_own() -> (
+    None
+):
+    query, positive, negative = normal(3, 6, seed=7), normal(3, 6, seed=8), normal(2, 6, seed=9)
+    given = losses.passage_centric(*map(tensor, (query, positive, negative)), mask=paddle.to_tensor(MASK))
+    scores = positive @ np.concatenate([query, negative]).T
+    mask = np.zeros_like(MASK)
+    mask[1, 0] = mask[0, 2] = mask[1, 2] = True  # positive 1 answers queries 0 and 2, positive 0 query 2
+    mask[0, 4] = mask[2, 3] = mask[2, 4] = True
+    assert float(given) == pytest.approx(cross_entropy_of_the_rest(scores, mask), rel=1e-10)
 
 
 def test_a_tenth_of_pair_is_passage_centric_by_default() -> None:

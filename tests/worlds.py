@@ -9,6 +9,11 @@ from rocketqa_paddle.records import Hit, Passage, Query
 
 SIZE = 14
 PASSAGES = {f"p{i}": Passage(f"p{i}", "", f"text {i}") for i in range(SIZE)}
+REPEATED = {
+    f"p{i}": Passage(f"p{i}", "" if i % 3 else "-", f"TEXT  {i // 2}" if i % 2 else f"text {i // 2}")
+    for i in range(SIZE)
+} | {"p12": Passage("p12", "a title", "question 0"), "p13": Passage("p13", "", "Question 1")}
+"""The passages 0 to 11 say the same in pairs, and two are the first queries."""
 IDS = st.sampled_from(list(PASSAGES))
 
 

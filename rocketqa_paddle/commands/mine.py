@@ -30,6 +30,7 @@ def mine(
     skip: int = 0,
     negative_below: float = 0.1,
     positive_above: float = 0.9,
+    drop_false_negatives: bool = True,
     calibrate: bool = False,
     report: bool = False,
     format: GroupLayout = "list",
@@ -56,6 +57,8 @@ def mine(
         skip: leave out this many of the best candidates (hard)
         negative_below: a candidate is a negative if its probability is below this
         positive_above: the best candidate is a pseudo positive if its probability is above this
+        drop_false_negatives: leave out candidates with the title and text of a positive, and the query itself
+            where it is a passage; false: only the ids of positives, as in the released code
         calibrate: fit probabilities to the labelled positives; for a re-ranker that was trained on lists
         report: show how the re-ranker's probabilities are distributed, and suggest thresholds
         format: of the output: 4 columns a passage, 6 columns a negative, or Tevatron's JSON lines
@@ -85,22 +88,24 @@ def mine(
     _check_passages(passages, corpus, labels, hits)
     chosen = _choose_queries(policy, texts, labels, hits) if policy else []
 
-    from rocketqa_paddle.mining.calibration import check_scores, describe_scores
+    from rocketqa_paddle.mining.calibration import check_scores, describe_scores, without_false_negatives
     from rocketqa_paddle.mining.miner import Miner
     from rocketqa_paddle.mining.thresholds import ScoreReport
 
-    miner = Miner(corpus, labels, negatives if policy else 0, seed)
+    count, drop = negatives if policy else 0, {"drop_false_negatives": drop_false_negatives}
+    miner = Miner(corpus, labels, count, seed, **drop)
     scores: Run = {}
     if report or policy in JUDGED:
         select_device(use_cuda)
         candidates = _best(hits, scored) if reranker else hits
         scores = _score(reranker, candidates, miner, texts, batch_size) if reranker else hits
+        judged = without_false_negatives(scores, texts, labels, corpus) if drop_false_negatives else scores
         if calibrate:
-            miner.calibration = _calibrate(scores, labels, seed)
+            miner.calibration = _calibrate(judged, labels, seed)
         if policy in JUDGED:
-            print(check_scores(scores, labels, miner.calibration, negative_below))
+            print(check_scores(judged, labels, miner.calibration, negative_below))
         if report:
-            print(ScoreReport(scores, labels, miner.calibration, found=candidates))
+            print(ScoreReport(judged, labels, miner.calibration, found=candidates))
     if policy:
         thresholds = {"below": negative_below, "deeper": hits, "hardest": choose == "hardest"}
         make = {

@@ -6,7 +6,8 @@ Every file may be gzipped, and its name may end in `.gz`.
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -138,7 +139,8 @@ def read_dpr(path: FilePath) -> Iterator[Group]:
     Each has `question`, `positive_ctxs` and maybe `hard_negative_ctxs` and `negative_ctxs`. Each context has
     `text` and maybe `title` and an id, `passage_id`, `psg_id` or `id`. Question 17, counted from 1, becomes
     the group `17` of its first positive, the hard negatives and the negatives; its passage 3 gets the id
-    `17.3` if it has none. Questions without a positive are left out, as in DPR, and a warning counts them.
+    `17.3` if it has none. Its further positives, `17+2` and so on, are `Group.other_positives`. Questions
+    without a positive are left out, as in DPR, and a warning counts them.
     Source: github.com/facebookresearch/DPR, "Retriever input data format".
     """
     questions = (
@@ -183,28 +185,66 @@ def _json_groups(
         if not positives:
             dropped += 1
             continue
-        passages = tuple(
-            place.passage(
-                place.string(item, *id_names, default=f"{query.id}.{position}"),
-                place.string(item, "title", default=""),
-                place.string(item, "text"),
+        passages, others = (
+            tuple(
+                place.passage(
+                    place.string(item, *id_names, default=f"{query.id}{sign}{position}"),
+                    place.string(item, "title", default=""),
+                    place.string(item, "text"),
+                )
+                for position, item in enumerate(items, first)
             )
-            for position, item in enumerate([positives[0], *negatives], 1)
+            for sign, first, items in ((".", 1, [positives[0], *negatives]), ("+", 2, positives[1:]))
         )
-        yield Group(query, passages, (1,) + (0,) * len(negatives))
+        yield Group(query, passages, (1,) + (0,) * len(negatives), other_positives=others)
     if dropped:
         warnings.warn(
             f"{os.fspath(path)}: left out {dropped} of {total} queries, which have no positive", stacklevel=2
         )
 
 
+def with_other_positives(groups: Sequence[Group]) -> Iterator[Group]:
+    """Tell every group of the positives that its query has in other groups, such as other lines of a file."""
+    known: dict[str, dict[str, Passage]] = {}
+    for group in groups:
+        if group.labels[0] > 0:
+            known.setdefault(group.query.key, {}).setdefault(group.passages[0].key, group.passages[0])
+    for group in groups:
+        positives = dict(known.get(group.query.key, {}))
+        if group.labels[0] > 0:
+            del positives[group.passages[0].key]
+        yield replace(group, other_positives=(*group.other_positives, *positives.values()))
+
+
+def without_false_negatives(path: FilePath, groups: Iterable[Group]) -> Iterator[Group]:
+    """Leave out of the groups of a file the negatives that are positives of the query, or the query itself.
+
+    They are told by label and content, see `Group.without_false_negatives`. A group that has no other
+    negative is left out as well. One warning counts both.
+    """
+    dropped = left_out = 0
+    for group in groups:
+        kept = group.without_false_negatives()
+        dropped += len(group.passages) - len(kept.passages)
+        if kept is group or len(kept.passages) > 1:
+            yield kept
+        else:
+            left_out += 1
+    if dropped:
+        warnings.warn(
+            f"{os.fspath(path)}: left out {dropped} negatives that are positives of their query or the query "
+            f"itself, and {left_out} groups that have no other negative",
+            stacklevel=2,
+        )
+
+
 def write_groups(path: FilePath, groups: Iterable[Group], layout: GroupLayout) -> None:
     """Write training groups so that `read_groups` reads them again.
 
-    Only `tevatron` keeps ids. `dual` writes a line for each negative. Sources and scores are not written. It
-    is a ValueError if the ending of the file's name means another layout, or if the layout cannot hold a
-    group: a tab or line end in `list` and `dual`, not exactly one positive in `dual` and `tevatron`, an empty
-    query or passage in all.
+    Only `tevatron` keeps ids. `dual` writes a line for each negative. Sources, scores and other positives are
+    not written. It is a ValueError if the ending of the file's name means another layout, or if the layout
+    cannot hold a group: a tab or line end in `list` and `dual`, not exactly one positive in `dual` and
+    `tevatron`, an empty query or passage in all.
     """
     check_group_file(path, layout)
     write_lines(path, _group_lines(path, groups, layout))

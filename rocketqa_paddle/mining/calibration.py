@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from rocketqa_paddle.records import Qrels, Run, positives
+from rocketqa_paddle.records import FalseNegatives, Passages, Qrels, Queries, Run, positives
 
 _CALIBRATION_SCORES = 100_000  # more scores would not change the fit
 
@@ -56,6 +56,20 @@ class Calibration:
 
         slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
         return cls(float(slope / spread), float(offset - slope * middle / spread))
+
+
+def without_false_negatives(scored: Run, queries: Queries, qrels: Qrels, passages: Passages) -> Run:
+    """Leave out the candidates that are known to be no negatives of their query, except labelled positives.
+
+    A passage that says what a labelled positive says, or the query itself, would count as a candidate of the
+    other side, with a high score.
+    """
+    kept = {}
+    for query_id, hits in scored.items():
+        labelled = dict.fromkeys(positives(qrels, query_id))
+        false = FalseNegatives(queries[query_id], (passages[passage_id] for passage_id in labelled))
+        kept[query_id] = [h for h in hits if h.passage_id in labelled or passages[h.passage_id] not in false]
+    return kept
 
 
 def calibrate(scored: Run, qrels: Qrels, seed: int) -> Calibration:

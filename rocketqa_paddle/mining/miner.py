@@ -2,7 +2,9 @@
 
 RocketQAv2's hybrid data (Ren et al., EMNLP 2021, section 3.3) is the union of undenoised groups, whose
 negatives are drawn at random from what the retriever finds, and of denoised groups, whose negatives the
-re-ranker rejects. A labelled positive is never among the negatives.
+re-ranker rejects. No labelled positive is among the negatives, nor a passage of the same title and text under
+another id, nor the query itself where it is a passage (`records.FalseNegatives`); and no negative is there
+twice.
 
 `Miner.undenoised`, `Miner.denoised` and `Miner.pseudo` are the policies of the papers; another `Policy` is a
 function outside this file that is built of the same parts: `Miner.positive`, `Miner.without_positives`,
@@ -20,7 +22,18 @@ from typing import Any
 
 from rocketqa_paddle.data.dataset import Corpus, QuerySet
 from rocketqa_paddle.mining.calibration import Calibration
-from rocketqa_paddle.records import Group, Passage, Qrels, Query, Run, Source, Split, positives
+from rocketqa_paddle.records import (
+    FalseNegatives,
+    Group,
+    Hit,
+    Passage,
+    Qrels,
+    Query,
+    Run,
+    Source,
+    Split,
+    positives,
+)
 
 
 @dataclass
@@ -32,6 +45,8 @@ class MiningReport:
     too_few_negatives: int = 0
     no_positive: int = 0
     deeper: int = 0
+    false_negatives: int = 0
+    repeated: int = 0
 
     def __str__(self) -> str:
         built = ", ".join(f"{count} {source}" for source, count in sorted(self.groups.items())) or "no"
@@ -40,6 +55,10 @@ class MiningReport:
             "negatives from deeper ranks (the re-ranker rejects too few candidates)": self.deeper,
             "queries left out (the re-ranker rejects too few candidates)": self.too_few_negatives,
             "queries left out (the re-ranker accepts no candidate)": self.no_positive,
+            "candidates left out (their title and text are those of a positive or of the query)": (
+                self.false_negatives
+            ),
+            "candidates left out (their title and text are those of another candidate)": self.repeated,
         }
         return "; ".join([f"{built} groups", *(f"{count} {note}" for note, count in notes.items() if count)])
 
@@ -53,8 +72,9 @@ class Miner:
     """Builds groups of one positive and `negatives` negatives.
 
     A policy draws from `random` alone, so that the same `seed` and inputs give the same groups, and adds to
-    `report` what it could not do. `calibration` turns the re-ranker's scores into probabilities. It is a
-    ValueError if the corpus has too few passages for that many negatives.
+    `report` what it could not do. `calibration` turns the re-ranker's scores into probabilities. Without
+    `drop_false_negatives`, only the ids of labelled positives are kept from the negatives, as in the released
+    code. It is a ValueError if the corpus has too few passages for that many negatives.
     """
 
     passages: Mapping[str, Passage]
@@ -62,6 +82,7 @@ class Miner:
     negatives: int
     seed: int
     calibration: Calibration = Calibration()
+    drop_false_negatives: bool = True
     report: MiningReport = field(default_factory=MiningReport, init=False)
 
     def __post_init__(self) -> None:
@@ -140,22 +161,32 @@ class Miner:
         deeper: Run | None = None,
         hardest: bool = False,
     ) -> Iterator[Group]:
-        """Label unlabelled queries: the re-ranker's best candidate is the positive.
+        """Label unlabelled queries: the re-ranker's best candidate, other than the query, is the positive.
 
         A query whose best candidate has no probability above `above` (0.9 in the papers), or that has too few
         negatives, is left out and counted. The negatives and the other arguments are those of `denoised`.
         """
         for query in queries:
-            best = max(scored.get(query.id, []), key=lambda hit: hit.score, default=None)
+            best = self._best(query, scored.get(query.id, []))
             if best is None or self.calibration.probability(best.score) <= above:
                 self.report.no_positive += 1
-            elif drawn := self._rejected(query, scored, below, deeper or {}, hardest):
+            elif drawn := self._rejected(query, scored, below, deeper or {}, hardest, best.passage_id):
                 yield self.group(query, best.passage_id, drawn, "pseudo")
 
-    def _rejected(self, query: Query, scored: Run, below: float, deeper: Run, hardest: bool) -> list[str]:
-        hits = scored.get(query.id, [])
+    def _best(self, query: Query, hits: Sequence[Hit]) -> Hit | None:
+        """Find the hit with the best score that is not the query itself."""
+        itself = FalseNegatives(query, ())
+        for hit in sorted(hits, key=lambda hit: hit.score, reverse=True):
+            if not self.drop_false_negatives or self.passages[hit.passage_id] not in itself:
+                return hit
+        return None
+
+    def _rejected(
+        self, query: Query, scored: Run, below: float, deeper: Run, hardest: bool, *positive: str
+    ) -> list[str]:
+        hits, choice = scored.get(query.id, []), _Choice(self, query, *positive)
         ids = (hit.passage_id for hit in hits if self.calibration.probability(hit.score) < below)
-        pool = self.without_positives(query, ids)
+        pool = choice.among(ids)
         if len(pool) >= self.negatives:
             if not hardest:
                 return self.random.sample(pool, self.negatives)
@@ -163,7 +194,7 @@ class Miner:
             return sorted(pool, key=lambda i: places.get(i, len(places)))[: self.negatives]
         seen = {hit.passage_id for hit in hits}
         more = (hit.passage_id for hit in deeper.get(query.id, []) if hit.passage_id not in seen)
-        rest = self.without_positives(query, more)
+        rest = choice.among(more)
         missing = self.negatives - len(pool)
         if len(rest) < missing:
             self.report.too_few_negatives += 1
@@ -180,26 +211,28 @@ class Miner:
         return self.random.choice(sorted(labelled))
 
     def without_positives(self, query: Query, ids: Iterable[str]) -> list[str]:
-        """Return the passage ids without those of labelled positives of a query, in their order."""
-        labelled = set(positives(self.qrels, query.id))
-        return [passage_id for passage_id in ids if passage_id not in labelled]
+        """Return the passage ids that may be negatives of a query, in their order.
+
+        Labelled positives are left out, and by content what repeats one, the query or an earlier passage.
+        """
+        return _Choice(self, query).among(ids)
 
     def fill_up(self, query: Query, negatives: Sequence[str]) -> list[str]:
-        """Add random passages that are no positives until there are `self.negatives`; return all ids.
+        """Add random passages that may be negatives until there are `self.negatives`; return all ids.
 
         ValueError is raised if the corpus has too few.
         """
-        labelled, drawn = positives(self.qrels, query.id), list(negatives)
-        taken = {*drawn, *labelled}
-        if len(self._ids) - len(taken) < self.negatives - len(drawn):
-            raise ValueError(
-                f"query {query.id}: {self.negatives} negatives wanted, but of {len(self._ids)} passages "
-                f"{len(labelled)} are positives: lower the number of negatives"
-            )
+        choice = _Choice(self, query)
+        choice.take(negatives)
+        drawn = list(negatives)
         while len(drawn) < self.negatives:
-            if (passage_id := self.random.choice(self._ids)) not in taken:
-                drawn.append(passage_id)
-                taken.add(passage_id)
+            if len(self._ids) - len(choice.seen) < self.negatives - len(drawn):
+                raise ValueError(
+                    f"query {query.id}: {self.negatives} negatives wanted, but of {len(self._ids)} passages "
+                    f"{len(positives(self.qrels, query.id))} are positives, and of others with the same text "
+                    "only one is taken: lower the number of negatives"
+                )
+            drawn += choice.among([self.random.choice(self._ids)])
         return drawn
 
     def group(
@@ -220,7 +253,40 @@ class Miner:
         self.report.groups[source] += 1
         passages = tuple(self.passages[i] for i in ids)
         teacher = None if scores is None else tuple(scores[i] for i in ids)
-        return Group(query, passages, (1, *[0] * len(negatives)), source, teacher)
+        others = tuple(self.passages[i] for i in positives(self.qrels, query.id) if i != positive)
+        return Group(query, passages, (1, *[0] * len(negatives)), source, teacher, others)
+
+
+class _Choice:
+    """Chooses the negatives of a query, whose positives are the labelled ones and those given."""
+
+    def __init__(self, miner: Miner, query: Query, *positive: str) -> None:
+        self.miner, self.seen = miner, {*positives(miner.qrels, query.id), *positive}
+        self._false = FalseNegatives(query, [miner.passages[i] for i in self.seen])
+        self._keys: set[str] = set()
+
+    def take(self, ids: Iterable[str]) -> None:
+        """Take passages as they are."""
+        self.seen.update(ids)
+        self._keys.update(self.miner.passages[i].key for i in ids)
+
+    def among(self, ids: Iterable[str]) -> list[str]:
+        """Return the ids of passages that may be negatives beside those taken before, and take them."""
+        return [i for i in ids if i not in self.seen and self._may_be_negative(i)]
+
+    def _may_be_negative(self, id: str) -> bool:
+        self.seen.add(id)
+        if not self.miner.drop_false_negatives:
+            return True
+        passage, report = self.miner.passages[id], self.miner.report
+        if passage in self._false:
+            report.false_negatives += 1
+            return False
+        if passage.key in self._keys:
+            report.repeated += 1
+            return False
+        self._keys.add(passage.key)
+        return True
 
 
 def mine(
@@ -230,9 +296,11 @@ def mine(
     negatives: int,
     seed: int,
     calibration: Calibration | None,
+    drop_false_negatives: bool,
     values: Mapping[str, Any],
 ) -> tuple[list[Group], list[str]]:
     """Apply a policy to some queries; give the groups, and a sentence on how they were built."""
-    miner = Miner(corpus.passages, queries.qrels, negatives, seed, calibration or Calibration())
+    calibration = calibration or Calibration()
+    miner = Miner(corpus.passages, queries.qrels, negatives, seed, calibration, drop_false_negatives)
     groups = list(policy(miner, queries.queries.values(), **values))
     return groups, [str(miner.report)]

@@ -187,6 +187,7 @@ class Run(Searches):
             raise ValueError(f"{negatives} negatives a group, but the corpus has only {passages} passages")
         made_of = {"policy": policy, "queries": queries, "corpus": self.corpus, "negatives": negatives}
         made_of |= {"seed": self.settings.seed + seed, "calibration": calibration, "values": values}
+        made_of |= {"drop_false_negatives": self.settings.drop_false_negatives}
         at_most = len(queries) if at_most is None else at_most
         return Groups(miner.mine, made_of, at_most=at_most, size=1 + negatives)
 
@@ -213,7 +214,9 @@ class Run(Searches):
             cross_batch = settings.cross_batch
         if groups.at_most:
             check_batch(step, settings, groups.at_most)
-        loss = partial(contrastive.in_batch, alpha=alpha, cross_batch=cross_batch)
+        options = {"alpha": alpha, "cross_batch": cross_batch}
+        options |= {"drop_false_negatives": self.settings.drop_false_negatives}
+        loss = partial(contrastive.in_batch, **options)
         trained = self.train(Training(step, title, [retriever], groups, loss, settings))[RETRIEVER]
         self.evaluate_retriever(trained)
         return trained

@@ -17,7 +17,12 @@ import paddle
 from paddle import Tensor
 
 from rocketqa_paddle import checkpoints, contrastive
-from rocketqa_paddle.data.groups import read_cross, read_dual
+from rocketqa_paddle.data.groups import (
+    read_cross,
+    read_dual,
+    with_other_positives,
+    without_false_negatives,
+)
 from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.networks.encoders import DUAL, Checkpoint, build, describe
 from rocketqa_paddle.records import Group
@@ -49,6 +54,7 @@ class FinetuneSettings:
     warmup_ratio: float = 0.0
     dropout: float = 0.1
     adversarial: float = 0.0
+    drop_false_negatives: bool = True
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -96,8 +102,11 @@ def _finetune(
     start: Checkpoint, train_set: Path, output: Path, log_folder: Path, settings: FinetuneSettings
 ) -> Checkpoint:
     groups = list((read_dual if start.kind == DUAL else read_cross)(train_set))
+    if settings.drop_false_negatives:
+        groups = list(without_false_negatives(train_set, with_other_positives(groups)))
     if not groups:
-        raise ValueError(f"{train_set}: the file is empty, expected training examples")
+        lacks = "no line has a negative" if train_set.stat().st_size else "the file is empty"
+        raise ValueError(f"{train_set}: {lacks}, expected training examples")
     model, batch_size = _copy(start, settings.dropout), min(settings.batch_size, len(groups))
     if batch_size < settings.batch_size:
         warnings.warn(
@@ -125,7 +134,7 @@ def _finetune(
         "train",
         {"model": model.network},
         groups,
-        contrastive.in_batch(model) if model.kind == DUAL else _cross_loss(model, settings.adversarial),
+        _loss(model, settings),
         TrainingSettings(batch_size=batch_size, steps=steps, optimizer=optimizer),
         folder=unfinished,
         log=MetricsLog(log_folder / LOG, output=str(output)),
@@ -163,6 +172,12 @@ def _copy(checkpoint: Checkpoint, dropout: float) -> Checkpoint:
     network = build(describe(checkpoint.network), checkpoint.network.config, dropout=dropout)
     parameters.load_arrays(network, parameters.to_arrays(checkpoint.network), "the loaded model")
     return Checkpoint(network, checkpoint.tokenizer, dict(checkpoint.lengths))
+
+
+def _loss(model: Checkpoint, settings: FinetuneSettings) -> Loss:
+    if model.kind == DUAL:
+        return contrastive.in_batch(model, drop_false_negatives=settings.drop_false_negatives)
+    return _cross_loss(model, settings.adversarial)
 
 
 def _cross_loss(reranker: Checkpoint, adversarial: float) -> Loss:

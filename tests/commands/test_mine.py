@@ -364,3 +364,24 @@ def test_queries_with_one_text_are_one_to_pseudo(line, files, tmp_path, capsys):
     cli.main(line(policy="pseudo", queries=tmp_path / "queries"))
     assert list(read(tmp_path / "groups.tsv")) == list(UNLABELLED.queries)
     assert "11 of 21 queries are labelled: left out" in capsys.readouterr().out
+
+
+def test_a_twin_of_the_positive_is_no_negative_unless_asked_for(line, files, tmp_path, capsys):
+    """Of passages 0 and 1, the second says what the first says."""
+    twin = "p1\tTHE red  dog lives near a river ."
+    lines = [twin if row.startswith("p1\t") else row for row in (files / "para.txt").read_text().splitlines()]
+    (tmp_path / "para.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "q").write_text("q\twhere?\n")
+    (tmp_path / "qrels").write_text("q\tp0\n")
+    hits = retrieval.to_hits("q", [(f"p{i}", -10.0 - i) for i in range(6)])
+    write_run(tmp_path / "run", {"q": hits})
+    given = {"queries": tmp_path / "q", "qrels": tmp_path / "qrels", "passages": tmp_path / "para.txt"}
+    given |= {"titles": None, "run": tmp_path / "run", "policy": "hard"}
+    for drop in ("true", "false"):
+        cli.main(line(**given, drop_false_negatives=drop))
+        told = (
+            "1 candidates left out (their title and text are those of a positive" in capsys.readouterr().out
+        )
+        [group] = read_groups(tmp_path / "groups.tsv", 1 + NEGATIVES)
+        is_negative = twin.split("\t")[1] in [passage.text for passage in group.passages]
+        assert (told, is_negative) == ((True, False) if drop == "true" else (False, True))

@@ -23,6 +23,8 @@ from rocketqa_paddle.data.groups import (
     read_groups,
     read_list,
     read_tevatron,
+    with_other_positives,
+    without_false_negatives,
     write_groups,
 )
 from rocketqa_paddle.records import Group, Passage, Query
@@ -231,6 +233,66 @@ def test_read_groups_looks_at_the_file_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "train.tsv", "one column\n")
     with fails(path, 1, "1 column, expected 4"):
         read_groups(path)
+
+
+# Negatives that are none --------------------------------------------------------------------------
+
+YES, TWIN, ALSO = {"title": "t", "text": "yes"}, {"title": "T", "text": " Yes"}, {"title": "-", "text": "me"}
+NO, ASKED = {"title": "", "text": "no"}, {"title": "x", "text": "WHO ?"}
+QUESTION = {"question": "who ?", "positive_ctxs": [YES, ALSO], "hard_negative_ctxs": [TWIN, NO, ASKED]}
+LINE = {"query_id": "q", "query": "who ?", "positive_passages": [YES, ALSO], "negative_passages": [ALSO, NO]}
+
+
+def rows(*passages: dict, label: str = "0", positive: tuple[str, ...] = ()) -> str:
+    lines = (("who ?", *positive, passage["title"], passage["text"], label) for passage in passages)
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+NEGATIVES_THAT_ARE_NONE = {
+    "dpr": ("x.json", [QUESTION], None, [["yes", "no"]], (2, 0)),
+    "dpr, negatives": (
+        "x.json",
+        [{**QUESTION, "negative_ctxs": [{"text": "me"}, NO]}],
+        None,
+        [["yes", "no", "no"]],
+        (3, 0),
+    ),
+    "dpr, none left": ("x.json", [QUESTION | {"hard_negative_ctxs": [TWIN]}], None, [], (1, 1)),
+    "tevatron": ("x.jsonl", LINE, None, [["yes", "no"]], (1, 0)),
+    "list": ("x.tsv", rows(YES, NO, TWIN, ALSO, NO, TWIN), 3, [["yes", "no"], ["me", "no", " Yes"]], (1, 0)),
+    "list, none left": ("x.tsv", rows(YES, TWIN, ASKED), 3, [], (2, 1)),
+    "list, labels": ("x.tsv", rows(YES, ALSO, label="1") + rows(NO), 3, [["yes", "no"]], (1, 0)),
+    "dual": ("x.tsv", rows(NO, TWIN, YES, ASKED, positive=("t", "yes")), None, [["yes", "no"]], (3, 3)),
+}
+
+
+@pytest.mark.parametrize("case", NEGATIVES_THAT_ARE_NONE.values(), ids=NEGATIVES_THAT_ARE_NONE)
+def test_negatives_that_are_positives_or_the_query_are_left_out(tmp_path: Path, case: tuple) -> None:
+    """A reader gives what the file has; what trains on it leaves them out, with one warning."""
+    name, content, list_size, kept, counts = case
+    path = write(tmp_path / name, content)
+    message = r"{}: left out {} negatives that are positives .* and {} groups".format(name, *counts)
+    with pytest.warns(UserWarning, match=message) as warned:
+        groups = list(without_false_negatives(path, read_groups(path, list_size)))
+    assert [[passage.text for passage in group.passages] for group in groups] == kept
+    assert len(warned) == 1
+
+
+def test_groups_of_one_query_know_one_another_s_positives() -> None:
+    """A toolkit's file has a line for each negative, so a positive is there again and again."""
+    first, twin, second = Passage("1+", "", "yes"), Passage("2+", "-", "Yes"), Passage("3+", "", "me")
+    negative = Passage("-", "", "no")
+    groups = [Group(Query(p.id, "who ?"), (p, negative), (1, 0)) for p in (first, twin, second)]
+    groups.append(Group(Query("4", "what ?"), (second, negative), (1, 0)))
+    others = [group.other_positives for group in with_other_positives(groups)]
+    assert others == [(second,), (second,), (first,), ()]
+
+
+def test_further_positives_are_kept_beside_the_first(tmp_path: Path) -> None:
+    (dpr,) = read_groups(write(tmp_path / "x.json", [QUESTION]))
+    assert dpr.other_positives == (Passage("1+2", "-", "me"),)
+    (tevatron,) = read_groups(write(tmp_path / "x.jsonl", TEVATRON))
+    assert tevatron.other_positives == (Passage("2", "", "b"),)
 
 
 # Writing -----------------------------------------------------------------------------------------

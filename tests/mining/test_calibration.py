@@ -7,10 +7,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.special import expit
-from worlds import PASSAGES, SIZE, calibrations, make_hits, positives, worlds
+from worlds import PASSAGES, REPEATED, SIZE, calibrations, make_hits, make_queries, positives, worlds
 
 from rocketqa_paddle.mining import calibration as calibration_module
-from rocketqa_paddle.mining.calibration import Calibration, calibrate, check_scores, describe_scores
+from rocketqa_paddle.mining.calibration import (
+    Calibration,
+    calibrate,
+    check_scores,
+    describe_scores,
+    without_false_negatives,
+)
 
 
 def gradient(fitted: Calibration, positives, negatives) -> np.ndarray:
@@ -80,6 +86,16 @@ def test_calibration_of_a_run(world):
     else:
         with pytest.raises(ValueError, match=f"{len(sides[True])} positives, {len(sides[False])} negatives"):
             calibrate(run, qrels, 1)
+
+
+def test_what_says_the_same_as_a_positive_or_the_query_is_on_neither_side():
+    """In ArguAna, the re-ranker's best candidate of a query is the query itself."""
+    [query] = make_queries(1)
+    ids, qrels = ["p12", "p2", "p3", "p4", "p5", "p6"], {"q0": {"p2": 1, "p5": 1}}
+    run = {"q0": make_hits("q0", ids, [9.0, 4.0, 4.0, 3.0, 3.0, -5.0])}
+    kept = without_false_negatives(run, {"q0": query}, qrels, REPEATED)
+    assert [hit.passage_id for hit in kept["q0"]] == ["p2", "p5", "p6"]
+    assert calibrate(kept, qrels, 1) == Calibration.fit([4.0, 3.0], [-5.0])
 
 
 def test_calibration_of_a_long_run(monkeypatch):

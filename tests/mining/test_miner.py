@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
-from worlds import PASSAGES, SIZE, calibrations, make_hits, make_queries, positives, worlds
+from worlds import PASSAGES, REPEATED, SIZE, calibrations, make_hits, make_queries, positives, worlds
 
 from rocketqa_paddle.mining.calibration import Calibration
 from rocketqa_paddle.mining.miner import Miner, MiningReport
+from rocketqa_paddle.records import Passage
 
 
 def ids_of(groups) -> list[list[str]]:
@@ -283,6 +284,86 @@ def test_only_the_first_candidates_are_drawn_from():
     miner = Miner(PASSAGES, qrels, 4, 1)
     list(miner.undenoised(queries[:1], run, first=4))
     assert miner.report.filled == 1
+
+
+# Content -----------------------------------------------------------------------------------------
+
+
+def policies(miner, queries, run):
+    """The groups of every policy."""
+    yield from miner.undenoised(queries, run, easy=1)
+    for hardest in (False, True):
+        scored = {query_id: hits[:6] for query_id, hits in run.items()}
+        yield from miner.denoised(queries, scored, below=0.4, deeper=run, hardest=hardest)
+        yield from miner.pseudo(queries, scored, below=0.4, above=0.6, deeper=run, hardest=hardest)
+
+
+@given(worlds(), st.integers(1, 3), st.integers(0, 99))
+def test_no_negative_says_what_a_positive_the_query_or_another_negative_says(world, negatives, seed):
+    queries, qrels, run = world
+    for group in policies(Miner(REPEATED, qrels, negatives, seed), queries, run):
+        first, *others = group.passages
+        labelled = [REPEATED[i] for i in positives(qrels, group.query.id)]
+        keys = [passage.key for passage in others]
+        assert not {first.key, *(passage.key for passage in labelled)} & {*keys}
+        assert group.query.key not in {passage.text_key for passage in others}
+        assert len({*keys}) == len(keys) == negatives
+        assert {*group.other_positives} == {*labelled} - {first}
+
+
+@given(worlds(), st.integers(1, 3), st.integers(0, 99))
+def test_where_no_content_is_there_twice_only_ids_count(world, negatives, seed):
+    """The same groups are drawn as in the released code's way."""
+    queries, qrels, run = world
+    one, other = (
+        Miner(PASSAGES, qrels, negatives, seed, drop_false_negatives=drop) for drop in (True, False)
+    )
+    assert [*policies(one, queries, run)] == [*policies(other, queries, run)]
+    assert one.report == other.report
+
+
+def test_candidates_that_are_no_negatives_are_counted():
+    query, other = make_queries(2)
+    run = {"q0": make_hits("q0", ["p0", "p1", "p12", "p4", "p5", "p6"])}
+    miner = Miner(REPEATED, {"q0": {"p0": 1}}, 2, 1)
+    assert miner.without_positives(query, [hit.passage_id for hit in run["q0"]]) == ["p4", "p6"]
+    assert str(miner.report) == (
+        "no groups; 2 candidates left out (their title and text are those of a positive or of the query); "
+        "1 candidates left out (their title and text are those of another candidate)"
+    )
+    assert miner.without_positives(other, ["p12", "p13"]) == ["p12"]
+    released = Miner(REPEATED, {"q0": {"p0": 1}}, 2, 1, drop_false_negatives=False)
+    assert released.without_positives(query, ["p0", "p1", "p12", "p4", "p5"]) == ["p1", "p12", "p4", "p5"]
+    assert str(released.report) == "no groups"
+
+
+def test_a_twin_of_the_pseudo_positive_is_no_negative():
+    run = {"q0": make_hits("q0", ["p4", "p6", "p5", "p7"], [6.0, -9.0, -9.0, -9.0])}
+    [group] = ids_of(Miner(REPEATED, {}, 1, 1).pseudo(make_queries(1), run, below=0.1, above=0.9))
+    assert group in (["p4", "p6"], ["p4", "p7"])
+    miner = Miner(REPEATED, {}, 2, 1)
+    assert [*miner.pseudo(make_queries(1), run, below=0.1, above=0.9)] == []
+    assert (miner.report.too_few_negatives, miner.report.repeated, miner.report.false_negatives) == (1, 1, 1)
+
+
+def test_a_query_is_not_its_own_pseudo_positive():
+    run = {"q0": make_hits("q0", ["p12", "p4", "p6"], [9.0, 4.0, -9.0])}
+    made = {"below": 0.1, "above": 0.9}
+    [group] = Miner(REPEATED, {}, 1, 1).pseudo(make_queries(1), run, **made)
+    assert [passage.id for passage in group.passages] == ["p4", "p6"]
+    [released] = Miner(REPEATED, {}, 1, 1, drop_false_negatives=False).pseudo(make_queries(1), run, **made)
+    assert [passage.id for passage in released.passages] == ["p12", "p6"]
+
+
+def test_a_corpus_of_too_few_contents_is_refused():
+    passages = {f"p{i}": Passage(f"p{i}", "", f"text {i % 3}") for i in range(30)}
+    miner = Miner(passages, {"q0": {"p0": 1}}, 2, 1)
+    [query] = make_queries(1)
+    assert {passages[i].text for i in miner.fill_up(query, [])} == {"text 1", "text 2"}
+    with pytest.raises(
+        ValueError, match="query q0: 3 negatives wanted, but of 30 passages 1 are positives, and"
+    ):
+        Miner(passages, {"q0": {"p0": 1}}, 3, 1).fill_up(query, [])
 
 
 # A policy of one's own ----------------------------------------------------------------------------

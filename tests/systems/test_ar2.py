@@ -14,7 +14,8 @@ import toy
 from running import RATES, STEPS, change, kill_after, kill_before, read, stop_at, train
 
 from rocketqa_paddle import checkpoints, losses
-from rocketqa_paddle.records import Model
+from rocketqa_paddle.data.dataset import Corpus
+from rocketqa_paddle.records import Model, Passage
 from rocketqa_paddle.runs import run as runs
 from rocketqa_paddle.runs import searches
 from rocketqa_paddle.runs.best import Best
@@ -212,6 +213,22 @@ def test_a_corpus_without_sentences_trains_nothing(data, tmp_path):
     settings = running.ar2(tmp_path / "run", data, ict=ICTSettings(passages=None, batch_size=2, steps=1))
     with pytest.raises(ValueError, match="ict: none of 60 passages has two sentences: set ict.passages=0"):
         train(settings)
+
+
+def test_a_passage_that_is_there_twice_is_read_once_before_the_warm_up():
+    """Else each would be a negative of the other's sentence."""
+    texts = {
+        "a": "It lives near a river. Nobody has seen it.",
+        "b": "it lives  NEAR a river. Nobody has seen it.",
+        "c": "It lives far away. Nobody has seen it.",
+    }
+    corpus = Corpus({id: Passage(id, "", text) for id, text in texts.items()})
+    groups, [note] = ar2._ict(corpus, None, 0.1, 1, drop_false_negatives=True)
+    assert [group.query.id for group in groups] == ["a", "c"]
+    assert note.endswith("left out (a single sentence); 1 left out (they say what another one says)")
+    groups, [note] = ar2._ict(corpus, None, 0.1, 1, drop_false_negatives=False)
+    assert [group.query.id for group in groups] == ["a", "b", "c"]
+    assert note == "3 groups; 0 passages left out (a single sentence)"
 
 
 # Stopped and started again ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -406,6 +407,27 @@ def test_lists_of_a_file_count_by_their_content(whole, tmp_path, capsys):
     file.write_text("".join(lines), encoding="utf-8")
     assert running.statuses(settings)["round-001"] == "changed"
     assert running.statuses(settings)["warm-up"] == "finished"
+
+
+def test_a_list_whose_positive_is_a_negative_is_not_trained_on_unless_asked_for(whole, tmp_path, capsys):
+    """DPR's lists may have the positive among the hard negatives. A longer list has others in its place."""
+    yes, twin, no, more = (
+        {"title": "", "text": text} for text in ("a red dog", "A  red dog", "a cat", "an owl")
+    )
+    lists = [[no, more], [twin, no, more], [twin, no]]
+    file = tmp_path / "lists.json"
+    questions = [{"question": "where", "positive_ctxs": [yes], "hard_negative_ctxs": each} for each in lists]
+    file.write_text(json.dumps(questions), encoding="utf-8")
+    settings = change(running.copied(whole, tmp_path / "run"), "joint", rounds=1, steps=1)
+    settings = change(settings, "joint", groups=GroupSettings(negatives=2, depth=20, file=str(file)))
+    with running.spied() as trainers, pytest.warns(UserWarning, match="left out 2 negatives .* and 0 groups"):
+        train(settings)
+    trained = [[p.text for p in group.passages] for group in trainers[f"round-001 {JOINT}"].examples]
+    assert trained == [["a red dog", "a cat", "an owl"]] * 2
+    assert "2 lists of 3 passages; 1 shorter ones left out" in capsys.readouterr().out
+    told = running.reasons(dataclasses.replace(settings, drop_false_negatives=False))
+    assert "groups.drop_false_negatives was True, is now False" in told["round-001"]
+    assert "loss.drop_false_negatives was True, is now False" in told["warm-up"]
 
 
 # Refused before any work --------------------------------------------------------------------------

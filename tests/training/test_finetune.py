@@ -169,6 +169,7 @@ def test_train_takes_what_the_toolkits_takes():
         "log_folder": "log",
         "warmup_ratio": 0,
         "dropout": 0.1,
+        "drop_false_negatives": True,
         "seed": 1,
     }
     for model, extra in ((DualModel, {}), (CrossModel, {"adversarial": 0.01})):
@@ -495,6 +496,44 @@ def test_wrong_files_are_refused(kind, lines, problem, folders, tmp_path):
         train(load_model(folders[kind]), file, tmp_path / "out")
     assert "train.tsv" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]
+
+
+def test_a_file_without_a_line_to_train_on_is_refused(folders, tmp_path):
+    file = write(tmp_path / "train.tsv", [("a", "b", "c", "B", "c ", "0")] * 2)
+    problem = r"train\.tsv: no line has a negative, expected training examples"
+    with pytest.warns(UserWarning, match="left out 2 negatives"), pytest.raises(ValueError, match=problem):
+        train(load_model(folders["dual"]), file, tmp_path / "out")
+
+
+def test_a_passage_is_not_relevant_on_one_line_and_irrelevant_on_another(folders, tmp_path):
+    lines = rows("cross")
+    query, title, text, _ = next(line for line in lines if line[3] == "1")
+    file = write(
+        tmp_path / "train.tsv", [*lines, (query.upper(), title, f" {text}", "0"), ("x", "", "X", "0")]
+    )
+    plain = answers(train(load_model(folders["cross"]), folders["cross.tsv"], tmp_path / "plain"))
+    with pytest.warns(UserWarning, match="left out 2 negatives that are positives of their query"):
+        again = answers(train(load_model(folders["cross"]), file, tmp_path / "again"))
+    np.testing.assert_array_equal(again, plain)
+    released = train(load_model(folders["cross"]), file, tmp_path / "released", drop_false_negatives=False)
+    assert np.abs(answers(released) - plain).max() > 1e-6
+
+
+def test_a_query_is_not_contrasted_with_its_own_positives(folders, tmp_path):
+    """A line whose negative is its positive is as good as not there, and the log says what a batch masked."""
+
+    def trained(name: str, lines: list, **options: bool) -> np.ndarray:
+        file, model = write(tmp_path / f"{name}.tsv", lines), load_model(folders["dual"])
+        return answers(train(model, file, tmp_path / name, batch_size=10, **options))
+
+    lines = rows("dual")
+    plain, released = trained("plain", lines), trained("released", lines, drop_false_negatives=False)
+    with pytest.warns(UserWarning, match="left out 1 negatives that are positives"):
+        again = trained("again", [*lines, ("where?", "red", "the dog", "Red", "the  dog", "0")])
+    np.testing.assert_array_equal(again, plain)
+    assert np.abs(released - plain).max() > 1e-4
+    assert {row["masked"] for row in log(tmp_path / "plain")} == {3}  # three negatives are positives as well
+    assert not any("masked" in row for row in log(tmp_path / "released"))
 
 
 def test_a_file_that_is_not_there_is_refused(folders, tmp_path):

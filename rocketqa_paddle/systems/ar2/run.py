@@ -19,7 +19,7 @@ from rocketqa_paddle.data.dataset import Corpus, QuerySet
 from rocketqa_paddle.mining.miner import Miner
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.forward import reranker_scores, retriever_scores
-from rocketqa_paddle.records import Group, Model
+from rocketqa_paddle.records import Group, Model, Passage
 from rocketqa_paddle.runs.artefacts import Groups, TrainedModel
 from rocketqa_paddle.runs.report import report_rounds
 from rocketqa_paddle.runs.run import Run
@@ -89,15 +89,28 @@ def ict_groups(run: Run, s: ICTSettings) -> Groups:
     """Sentences as queries, and the passages that they were taken from."""
     count = len(run.corpus) if s.passages is None else min(s.passages, len(run.corpus))
     made_of = {"corpus": run.corpus, "passages": s.passages, "keep": s.keep, "seed": run.settings.seed}
+    made_of |= {"drop_false_negatives": run.settings.drop_false_negatives}
     return Groups(_ict, made_of, at_most=count, size=1)
 
 
-def _ict(corpus: Corpus, passages: int | None, keep: float, seed: int) -> tuple[list[Group], list[str]]:
+def _ict(
+    corpus: Corpus, passages: int | None, keep: float, seed: int, drop_false_negatives: bool
+) -> tuple[list[Group], list[str]]:
     chosen = list(corpus.passages.values())
     if passages is not None and passages < len(chosen):
         chosen = random.Random(seed).sample(chosen, passages)
-    groups = list(inverse_cloze(chosen, keep=keep, seed=seed))
+    distinct = _distinct(chosen) if drop_false_negatives else chosen
+    groups = list(inverse_cloze(distinct, keep=keep, seed=seed))
     if not groups:
         raise ValueError(f"{ICT}: none of {len(chosen)} passages has two sentences: set ict.passages=0")
-    left_out = len(chosen) - len(groups)
-    return groups, [f"{len(groups)} groups; {left_out} passages left out (a single sentence)"]
+    note = f"{len(groups)} groups; {len(distinct) - len(groups)} passages left out (a single sentence)"
+    repeated = len(chosen) - len(distinct)
+    return groups, [note + f"; {repeated} left out (they say what another one says)" * bool(repeated)]
+
+
+def _distinct(passages: Sequence[Passage]) -> list[Passage]:
+    """Leave out passages that repeat an earlier one, whose sentences they answer as well as it does."""
+    first = {}
+    for passage in passages:
+        first.setdefault(hash(passage.key), passage)  # a hash takes less memory than the text
+    return list(first.values())

@@ -9,7 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from rocketqa_paddle.data.dataset import Corpus, QuerySet
-from rocketqa_paddle.mining.calibration import Calibration, calibrate, check_scores, describe_scores
+from rocketqa_paddle.mining.calibration import (
+    Calibration,
+    calibrate,
+    check_scores,
+    describe_scores,
+    without_false_negatives,
+)
 from rocketqa_paddle.mining.miner import Miner, Policy
 from rocketqa_paddle.records import Group, Query
 from rocketqa_paddle.records import Run as Hits
@@ -95,6 +101,7 @@ class Judge:
     ) -> None:
         self.run, self.reranker, self.s = run, reranker, s
         values = {"lists": lists, "below": s.negative_below, "seed": run.settings.seed}
+        values |= {"corpus": run.corpus, "drop_false_negatives": run.settings.drop_false_negatives}
         scores = run.score(reranker, found, first=s.scored)
         self.calibration = run.derive(_calibrated, scores=scores, labelled=found.queries, **values)
 
@@ -110,12 +117,22 @@ class Judge:
         return self.denoised(found, _pseudo, name=found.queries.name, above=self.s.positive_above)
 
 
-def _calibrated(scores: Hits, labelled: QuerySet, lists: bool, below: float, seed: int) -> Calibration:
+def _calibrated(
+    scores: Hits,
+    labelled: QuerySet,
+    corpus: Corpus,
+    lists: bool,
+    below: float,
+    seed: int,
+    drop_false_negatives: bool,
+) -> Calibration:
     """Calibrate scores where the re-ranker was trained on lists, and check what comes out.
 
     Raises:
         ValueError: the re-ranker cannot tell positives from negatives.
     """
+    if drop_false_negatives:
+        scores = without_false_negatives(scores, labelled.queries, labelled.qrels, corpus.passages)
     fitted = calibrate(scores, labelled.qrels, seed) if lists else Calibration()
     if fitted.slope <= 0:
         raise ValueError(

@@ -13,8 +13,8 @@ from paddle import Tensor
 
 from rocketqa_paddle import losses
 from rocketqa_paddle.data.dataset import QuerySet
-from rocketqa_paddle.data.groups import read_groups
-from rocketqa_paddle.mining.calibration import calibrate
+from rocketqa_paddle.data.groups import read_groups, without_false_negatives
+from rocketqa_paddle.mining import calibration
 from rocketqa_paddle.mining.miner import Miner
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.forward import reranker_scores, retriever_scores
@@ -75,6 +75,7 @@ def hybrid_groups(
         read_groups(s.file)  # raises now, not after hours, if it cannot be read
         size, list_size = s.negatives + 1, s.file_list_size or s.negatives + 1
         made_of = {"file": s.file, "content": file_fingerprint(s.file), "list_size": list_size, "size": size}
+        made_of |= {"drop_false_negatives": run.settings.drop_false_negatives}
         return Groups(_read, made_of, at_most=len(queries), size=size)
     found, at_most = run.search(retriever, queries, s.depth), len(queries) * len({*s.sources} - {"pseudo"})
     values: dict[str, Any] = {"candidates": found, "skip": s.skip, "below": s.negative_below}
@@ -106,7 +107,11 @@ def hybrid(
     """The union of groups from several sources, with one re-ranker calibrated on the labelled queries."""
     queries = list(queries)
     if scored is not None:
-        miner.calibration = calibrate(scored, labelled.qrels, fit_seed)
+        judged = scored
+        if miner.drop_false_negatives:
+            texts = labelled.queries, labelled.qrels, miner.passages
+            judged = calibration.without_false_negatives(scored, *texts)
+        miner.calibration = calibration.calibrate(judged, labelled.qrels, fit_seed)
     trusted = miner.calibration.slope > 0
     if not trusted:
         say("the re-ranker scores other candidates above labelled positives: nothing is denoised")
@@ -119,10 +124,13 @@ def hybrid(
         yield from others.pseudo(unlabelled.queries.values(), accepted, below=below, above=above)
 
 
-def _read(file: str, content: str, list_size: int, size: int) -> tuple[list[Group], list[str]]:
+def _read(
+    file: str, content: str, list_size: int, size: int, drop_false_negatives: bool
+) -> tuple[list[Group], list[str]]:
     """The lists of a file, cut to `size` passages."""
+    read = read_groups(file, list_size)
     groups, short = [], 0
-    for group in read_groups(file, list_size=list_size):
+    for group in without_false_negatives(file, read) if drop_false_negatives else read:
         if len(group.passages) < size:
             short += 1
         else:
