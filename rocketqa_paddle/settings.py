@@ -287,9 +287,9 @@ class RunSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the networks; the parameters stay fp32. fp16 scales the loss."""
     drop_false_negatives: bool = True
-    """Never take for a negative of a query what is known to be none: a passage of the same title and text as
-    one of its positives, or the query itself. They are left out of candidates and lists, and of a batch;
-    false: only the ids of positives are kept from the candidates, as in the released code."""
+    """Leave out of a query's negatives what is known to be none: passages with the title and text of one of
+    its positives, and the query itself where it is a passage. false does as the released code, which compares
+    the ids of candidates alone."""
     encode_batch: int = 64
     """Largest number of rows when encoding or scoring without gradient."""
     seed: int = 1

@@ -57,8 +57,8 @@ def mine(
         skip: leave out this many of the best candidates (hard)
         negative_below: a candidate is a negative if its probability is below this
         positive_above: the best candidate is a pseudo positive if its probability is above this
-        drop_false_negatives: leave out candidates with the title and text of a positive, and the query itself
-            where it is a passage; false: only the ids of positives, as in the released code
+        drop_false_negatives: leave out passages with the title and text of a positive, and the query itself
+            where it is a passage; false compares ids alone, as the released code does
         calibrate: fit probabilities to the labelled positives; for a re-ranker that was trained on lists
         report: show how the re-ranker's probabilities are distributed, and suggest thresholds
         format: of the output: 4 columns a passage, 6 columns a negative, or Tevatron's JSON lines
