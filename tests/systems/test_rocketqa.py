@@ -150,7 +150,7 @@ def test_starting_again_computes_nothing(whole):
         pytest.param(stop_at(losses, "in_batch", 6), id="SIGTERM in step 3"),
         pytest.param(kill_before(searches, "write_run", 5), id="killed scoring candidates"),
         pytest.param(kill_before(Measured, "_measure", 3), id="killed before dev is measured"),
-        pytest.param(kill_after(Best, "keep", 2), id="killed when best/ has a new model"),
+        pytest.param(kill_after(Best, "keep", 1), id="killed when best/ has a new model"),
         pytest.param(kill_after(Measured, "choose", 4), id="killed before the report"),
     ],
 )
