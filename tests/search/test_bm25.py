@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
+import bm25s
+import pytest
 import toy
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rocketqa_paddle.records import Query
+from rocketqa_paddle.records import Passage, Query
+from rocketqa_paddle.search import bm25 as module
 from rocketqa_paddle.search.bm25 import bm25
 
 PASSAGES = toy.collection().passages
@@ -40,3 +46,74 @@ def test_bm25_drops_what_shares_no_word():
 
 def test_no_queries_have_no_hits():
     assert bm25(PASSAGES, {}, 5) == {}
+
+
+def test_a_corpus_without_words_has_no_hits():
+    assert bm25({"p": Passage("p", "", "the ?")}, {"q": Query("q", "red dog")}, 5) == {"q": []}
+
+
+# Chinese, Japanese, Korean -------------------------------------------------------------------------
+
+CHINESE = {
+    "library": Passage("library", "", "市图书馆每天早上九点开门，周一休息。"),
+    "museum": Passage("museum", "", "博物馆每天早上十点开门，周二休息。"),
+    "river": Passage("river", "", "长江是亚洲最长的河流，全长六千多公里。"),
+    "python": Passage("python", "", "Python语言由Guido创造，名字来自一个喜剧团。"),
+    "cat": Passage("cat", "猫", "喜欢睡觉"),
+}
+
+
+def plain(text: str) -> list[str]:
+    """The words of bm25s, which splits at spaces and marks."""
+    return re.findall(r"(?u)\b\w\w+\b", text)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("稠密检索", ["稠密", "密检", "检索"]),
+        ("猫 和 狗狗", ["猫", "和", "狗狗"]),
+        ("python语言 is 好x", ["python", "语言", "is", "好"]),
+        ("東京タワーは高い", ["東京", "京タ", "タワ", "ワー", "ーは", "は高", "高い"]),
+        ("대한민국 서울", ["대한", "한민", "민국", "서울"]),
+        ("人々・𠮷野家。", ["人々", "𠮷野", "野家"]),
+        ("see 3d_x, a b", ["see", "3d_x"]),
+    ],
+)
+def test_neighbouring_characters_are_the_words_of_chinese_japanese_and_korean(text, words):
+    assert re.findall(module._WORD, text) == words
+
+
+@pytest.mark.parametrize(
+    "query, passage",
+    [
+        ("图书馆几点开门", "library"),
+        ("亚洲最长的河流是哪条", "river"),
+        ("guido 创造了什么语言", "python"),
+        ("猫", "cat"),
+    ],
+)
+def test_chinese_is_found_where_spaces_find_nothing(query, passage):
+    assert bm25(CHINESE, {"q": Query("q", query)}, 3)["q"][0].passage_id == passage
+    words = {word for p in CHINESE.values() for word in plain(f"{p.title} {p.text}".lower())}
+    assert not words & set(plain(query))
+
+
+@given(
+    st.text(st.characters(max_codepoint=0x10FF) | st.characters(min_codepoint=0x1200, max_codepoint=0x2FFF))
+)
+def test_other_scripts_have_the_words_that_they_had(text):
+    assert re.findall(module._WORD, text) == plain(text)
+
+
+def test_a_collection_in_english_has_the_scores_of_bm25s_alone():
+    queries = {query.id: query for query in toy.collection().splits["train"].queries.values()}
+    index = bm25s.BM25()
+    texts = [f"{passage.title} {passage.text}" for passage in PASSAGES.values()]
+    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
+    words = bm25s.tokenize([query.text for query in queries.values()], stopwords="en", show_progress=False)
+    rows, scores = index.retrieve(words, k=10, show_progress=False)
+    run, ids = bm25(PASSAGES, queries, 10), list(PASSAGES)
+    for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True):
+        expected = [(ids[row], score) for row, score in zip(found, values, strict=True) if score > 0]
+        assert [(hit.passage_id, hit.score) for hit in run[query]] == expected
