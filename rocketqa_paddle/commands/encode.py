@@ -31,6 +31,7 @@ def encode(
     from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.networks import forward
     from rocketqa_paddle.networks.encoders import DUAL
+    from rocketqa_paddle.networks.truncation import truncations
 
     select_device(use_cuda)
     stem = output.removesuffix(".npy")
@@ -38,9 +39,14 @@ def encode(
         model = convert.read(checkpoint, kind=DUAL)
         if kind == "queries":
             records = keyed(input, "query", read_queries(input))
-            vectors = forward.encode_queries(model, [q.text for q in records.values()], batch_size=batch_size)
+            texts = [query.text for query in records.values()]
+            for sentence in truncations(model, texts, []):
+                print(sentence)
+            vectors = forward.encode_queries(model, texts, batch_size=batch_size)
         else:
             records = keyed(input, "passage", read_passages(input, titles))
+            for sentence in truncations(model, [], list(records.values())):
+                print(sentence)
             columns = [p.title for p in records.values()], [p.text for p in records.values()]
             vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
         with atomic(f"{stem}.npy") as new:

@@ -25,6 +25,7 @@ def index(
     """
     from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.networks.encoders import DUAL
+    from rocketqa_paddle.networks.truncation import truncations
     from rocketqa_paddle.search.index import CONTENTS
     from rocketqa_paddle.search.retrieval import CorpusIndex
 
@@ -33,5 +34,7 @@ def index(
         corpus = keyed(passages, "passage", read_passages(passages, titles))
         select_device(use_cuda)
         model = convert.read(checkpoint, kind=DUAL)
+        for sentence in truncations(model, [], list(corpus.values())):
+            print(sentence)
         CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(output, model.digest())
     print(f"{len(corpus)} passages indexed in {output}")

@@ -20,6 +20,7 @@ from rocketqa_paddle.evaluation.speed import measure_speed
 from rocketqa_paddle.mining import miner
 from rocketqa_paddle.mining.miner import Policy
 from rocketqa_paddle.networks.encoders import Checkpoint
+from rocketqa_paddle.networks.truncation import truncations
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs import folder, plan
 from rocketqa_paddle.runs.artefacts import INITIAL, Derived, Groups, ModelHandle, TrainedModel
@@ -71,7 +72,7 @@ class Run(Searches):
             self._tell_plan()
             return
         if not self.plan.is_done:
-            self.initial_retriever().value(), self.initial_reranker().value()  # raises if one cannot be made
+            self._read_initials()  # raises if one cannot be made
         with folder.claimed(self.folder, self.settings):
             self.rehearse(system, selection)  # nobody else changes the folder from now on
             distributed.barrier()  # every rank has read its records
@@ -141,10 +142,20 @@ class Run(Searches):
         """Tell what would be done; nothing is written."""
         with tempfile.TemporaryDirectory() as work:
             self.initials.work = Path(work)
-            models = {RETRIEVER: self.initial_retriever().value(), RERANKER: self.initial_reranker().value()}
+            models = self._read_initials()
             passages, queries = self.corpus.passages.values(), self.labelled.queries.values()
             speed = measure_speed(*models.values(), list(passages), list(queries))
         say(plan.table(self.plan, self.selection, speed, models, passages))
+
+    def _read_initials(self) -> dict[Model, Checkpoint]:
+        """The models before any training; tell how many texts they cut."""
+        models = {RETRIEVER: self.initial_retriever().value(), RERANKER: self.initial_reranker().value()}
+        sets = [queries for queries in (self.labelled, self.unlabelled, *self.evaluated.values()) if queries]
+        texts = {query.text: query for queries in sets for query in queries.queries.values()}
+        for model in models.values():
+            for sentence in truncations(model, list(texts), list(self.corpus.passages.values())):
+                say(sentence)
+        return models
 
     # Data ---------------------------------------------------------------------------------------
 

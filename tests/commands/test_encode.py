@@ -46,6 +46,16 @@ def test_encode_queries(best, data, tmp_path, capsys, output):
     assert {path.name for path in tmp_path.iterdir()} == {"vectors.npy", "vectors.ids.txt"}
 
 
+def test_texts_that_the_model_cuts_are_told(best, tmp_path, capsys):
+    (tmp_path / "long.txt").write_text(f"1\tred\n2\t{'red ' * 30}\n")
+    flags = words(checkpoint=best / "retriever", input=tmp_path / "long.txt", output=tmp_path / "vectors")
+    told = "50 % of 2 {} are longer than the {} length, {} tokens, and are cut; {} tokens would keep 95 % of "
+    run("encode", *flags)
+    assert capsys.readouterr().out.startswith(told.format("passages", "passage", 20, 33))
+    run("encode", *flags, "--kind", "queries")
+    assert capsys.readouterr().out.startswith(told.format("queries", "query", 12, 32))
+
+
 @pytest.mark.parametrize("value", [0, -2])
 def test_a_batch_size_that_makes_no_sense(fails, best, data, tmp_path, value):
     flags = words(

@@ -15,6 +15,15 @@ from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.index import VectorIndex
 
 
+def test_passages_that_the_model_cuts_are_told(best, tmp_path, capsys):
+    (tmp_path / "long.txt").write_text(f"1\tred\n2\t{'red ' * 80}\n")
+    run("index", *words(checkpoint=best / "retriever", output=tmp_path / "i", passages=tmp_path / "long.txt"))
+    told, done = capsys.readouterr().out.splitlines()
+    assert told.startswith("50 % of 2 passages are longer than the passage length, 20 tokens, and are cut; ")
+    assert told.endswith("95 % of them whole would take more than the encoder's 64 positions")
+    assert done == f"2 passages indexed in {tmp_path}/i"
+
+
 def test_index_then_search(best, data, tmp_path, capsys):
     files = {"passages": data / "para.txt", "titles": data / "para.title.txt"}
     run("index", *words(checkpoint=best / "retriever", output=tmp_path / "index", **files))

@@ -82,6 +82,22 @@ def test_a_dry_run_tells_what_the_folder_has_and_writes_nothing(warmed_up, capsy
     assert contents() == before
 
 
+def test_what_is_cut_is_told_before_the_run_and_in_the_dry_run(warmed_up, tmp_path, capsys):
+    settings = running.copied(warmed_up, tmp_path / "run")
+    train(settings, dry_run=True)
+    assert " are cut" not in capsys.readouterr().out
+    short = change(change(settings, "retriever", passage_length=11), "reranker", length=17)
+    expected = [
+        "30 % of 60 passages are longer than the passage length, 11 tokens, and are cut; 12 tokens would "
+        "keep 95 % of them whole",
+        "20 % of 60 pairs are longer than the pair length, 17 tokens, and are cut; 18 tokens would keep 95 % "
+        "of them whole",
+    ]
+    for selection in {"dry_run": True}, {"until_stage": "initial"}:
+        train(short, **selection)
+        assert [line for line in capsys.readouterr().out.splitlines() if " are cut" in line] == expected
+
+
 def test_a_step_that_was_stopped_is_begun(warmed_up, tmp_path):
     settings = running.copied(warmed_up, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(running.Killed):
