@@ -296,6 +296,9 @@ class RunSettings:
     """Seed of initial weights, data order, sampling and dropout."""
     save_minutes: float = 10.0
     """Save the state of an unfinished step this often."""
+    stop_on_collapse: bool = without_effect(True)
+    """End the run after a training whose model is of no use: one score for all passages, far below where it
+    began, or no better than chance on dev. `false` tells it and goes on."""
     use_cuda: bool = False
     """Train on the GPU of this rank."""
 

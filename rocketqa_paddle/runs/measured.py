@@ -6,6 +6,7 @@ from rocketqa_paddle.evaluation.tables import Values, table
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs.artefacts import ModelHandle, StoredRun, TrainedModel
 from rocketqa_paddle.runs.best import Best
+from rocketqa_paddle.runs.collapse import CollapseCheck
 from rocketqa_paddle.runs.searches import Searches
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.distributed import say
@@ -26,6 +27,7 @@ class Measured:
         self.initial: list[ModelHandle] = []
         self.notes: list[str] = []
         self._measures: dict[ModelHandle, dict[str, float]] = {}
+        self._collapse = CollapseCheck(walk)
 
     def add(self, model: ModelHandle, run: StoredRun, index: CorpusIndex | None = None) -> None:
         """Measure a model by its run on dev, and write that into `steps.md`.
@@ -42,6 +44,8 @@ class Measured:
             self._keep_best(model, index)
         if not self.walk.dry and distributed.is_main():
             self._write_table()
+        if not self.walk.dry:
+            self._collapse.check(model, run)
 
     def _measure(self, model: ModelHandle, run: StoredRun) -> None:
         """Measure a run once, note it in the ledger, the log and the model's card, and tell it."""

@@ -21,6 +21,7 @@ from rocketqa_paddle.commands.comparison.settings import CompareSettings, folder
 from rocketqa_paddle.commands.comparison.walk import share_out, walk
 from rocketqa_paddle.evaluation import metrics, plots
 from rocketqa_paddle.networks import forward
+from rocketqa_paddle.runs.collapse import CollapseCheck
 from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.search.index import VectorIndex
 from rocketqa_paddle.settings import DataSettings, OptimizerSettings, RerankerWarmUpSettings, RunSettings
@@ -456,6 +457,17 @@ def test_a_system_that_cannot_be_trained_is_named(copied, monkeypatch):
 
 
 # Settings of the rows -----------------------------------------------------------------------------
+
+
+def test_a_row_whose_model_collapses_is_named(copied, monkeypatch, capsys):
+    """It ends the comparison, as the other rows would be compared with it; the flag goes on."""
+    monkeypatch.setattr(CollapseCheck, "_noted", lambda self, model, run: "x" * model.step.startswith("ar2/"))
+    told = "ar2/round-001: the retriever has collapsed: x"
+    with pytest.raises(ValueError, match=f"^AR2: {told}.*--stop_on_collapse false"):
+        compare(copied)
+    capsys.readouterr()
+    compare(dataclasses.replace(copied, stop_on_collapse=False))
+    assert told in capsys.readouterr().out
 
 
 def test_rounds_get_queries_that_the_warm_up_had_not(data, tmp_path):

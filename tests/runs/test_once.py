@@ -61,7 +61,7 @@ def test_a_run_of_two_rounds_does_nothing_twice(data, tmp_path, counts):
     texts = {p.title for p in toy.collection().passages.values()}
     texts |= {p.text for p in toy.collection().passages.values()}
     texts |= {q.text for split in toy.collection().splits.values() for q in split.queries.values()}
-    assert counts["texts tokenised"] < 3 * len(texts)  # each model has a tokenizer of its own
+    assert counts["texts tokenised"] < 5 * len(texts)  # each model has its tokenizer; two count what is cut
 
     counts.clear()
     Run(settings).go(system)  # everything is there: only the final report reads and measures

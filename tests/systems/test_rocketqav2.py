@@ -324,6 +324,7 @@ def test_best_fits_together_where_training_does_not_help(whole, data, tmp_path, 
         retriever=dataclasses.replace(whole.retriever, init=init),
         warmup_retriever=WarmUpSettings(batch_size=8, steps=3, optimizer=bad),
         joint=dataclasses.replace(whole.joint, rounds=1, steps=2, optimizer=bad),
+        stop_on_collapse=False,
     )
     train(settings)
     running.check_best(settings)
