@@ -35,6 +35,7 @@ def rerank(
     """
     from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.networks.encoders import CROSS
+    from rocketqa_paddle.networks.truncation import truncations
     from rocketqa_paddle.search import retrieval
 
     hits = first_hits(read_run(run), depth)
@@ -46,6 +47,8 @@ def rerank(
             raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {min(missing)!r}")
     select_device(use_cuda)
     model = convert.read(checkpoint, kind=CROSS)
+    for sentence in truncations(model, [texts[query_id].text for query_id in hits], list(corpus.values())):
+        print(sentence)
     ordered = retrieval.rerank(model, hits, corpus, texts, depth, batch_size=batch_size)
     write_run(output, ordered, format)
     print(f"{len(hits)} queries re-ranked in {output}")

@@ -35,6 +35,17 @@ def test_rerank(best, data, a_run, tmp_path, capsys):
         assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in scored], abs=1e-4)
 
 
+def test_pairs_that_the_model_cuts_are_told(best, tmp_path, capsys):
+    (tmp_path / "queries.txt").write_text("q\twhere is a red dog\n")
+    (tmp_path / "para.txt").write_text(f"a\tred\nb\t{'red ' * 30}\nnot found\t{'red ' * 30}\n")
+    (tmp_path / "a.run").write_text("q\ta\t1\t2.0\nq\tb\t2\t1.0\n")
+    files = {"queries": tmp_path / "queries.txt", "passages": tmp_path / "para.txt"}
+    output = {"run": tmp_path / "a.run", "output": tmp_path / "b.run"}
+    run("rerank", *words(checkpoint=best / "reranker", **files, **output))
+    told = "50 % of 2 pairs are longer than the pair length, 28 tokens, and are cut; 38 tokens would keep"
+    assert capsys.readouterr().out.startswith(told)
+
+
 def test_rerank_with_ids_that_are_not_there(fails, best, data, a_run, tmp_path):
     (tmp_path / "few.txt").write_text("p1\tfirst\n")
     common = {"checkpoint": best / "reranker", "run": a_run, "output": tmp_path / "x"}
