@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -95,7 +96,11 @@ def demo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     for best in sorted(set(re.findall(r"(?:runs|checkpoints)/[\w-]+/best", "".join(TEXTS.values())))):
         toy.write_best(folder / best)
-    toy.write(folder / "data" / "pydocs")
+    for name in ("pydocs", "xquad-zh"):
+        toy.write(folder / "data" / name)
+    asked = [{"id": "q1", "question": "谁 发明了电话？"}]
+    squad = {"data": [{"paragraphs": [{"context": "贝尔发明了\n电话。", "qas": asked}]}]}
+    (folder / "xquad.zh.json").write_text(json.dumps(squad), encoding="utf-8")
     tokens = toy.tokenizer(folder / "vocabulary")
     reference.write(toy.dual(tokens), folder / "de_models")
     lines = (
