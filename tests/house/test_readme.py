@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -96,8 +97,10 @@ def demo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     for best in sorted(set(re.findall(r"(?:runs|checkpoints)/[\w-]+/best", "".join(TEXTS.values())))):
         toy.write_best(folder / best)
-    for name in ("pydocs", "xquad-zh"):
-        toy.write(folder / "data" / name)
+    run = folder / "runs" / "pydocs"
+    shutil.copytree(run / "best" / "reranker", run / "round-001" / "reranker")
+    for collection in ("pydocs", "xquad-zh"):
+        toy.write(folder / "data" / collection)
     asked = [{"id": "q1", "question": "谁 发明了电话？"}]
     squad = {"data": [{"paragraphs": [{"context": "贝尔发明了\n电话。", "qas": asked}]}]}
     (folder / "xquad.zh.json").write_text(json.dumps(squad), encoding="utf-8")
