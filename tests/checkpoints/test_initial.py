@@ -61,7 +61,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused(tokenizer):
 
 def test_a_folder_whose_replacement_was_cut_off_is_found(saved, tmp_path):
     before = outputs(checkpoints.load(saved))
-    saved.rename(saved.with_name(".saved.old"))
+    saved.rename(saved.with_name(".saved.rocketqa-old"))
     weights = initial.read(str(saved), [], tmp_path)
     assert isinstance(weights, Checkpoint)
     np.testing.assert_array_equal(outputs(weights), before)

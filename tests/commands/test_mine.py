@@ -210,7 +210,7 @@ def test_what_it_makes_trains(line, files, tmp_path, capsys):
     lists = {"joint.groups.file": tmp_path / "groups.tsv", "joint.groups.negatives": NEGATIVES}
     flags = toy.flags(**{"data.folder": files, "output": tmp_path / "run"}, **short, **lists)
     cli.main(["train", "rocketqav2", *flags])
-    assert (tmp_path / "run" / "best" / "reranker").is_dir()
+    assert (tmp_path / "run" / "best" / "retriever").is_dir()
     assert re.search(r'"cross_entropy": \d', (tmp_path / "run" / "metrics.jsonl").read_text())
 
 
