@@ -7,7 +7,39 @@ system alone reads is in that system's folder.
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+LARGEST = 2**31 - 1
+SMALLEST = 1e-6
+"""Bounds of what is a size, a factor or a divisor for the networks' arithmetic, which has 32 bits."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A section of settings. Every number in it is finite, and a path may begin with `~`."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                object.__setattr__(self, name, with_home(value))
+            elif isinstance(value, int | float) and not abs(value) <= LARGEST:
+                raise ValueError(f"{name}={value}, expected a number up to {LARGEST}")
+
+
+def with_home(path: str) -> str:
+    """Replace the `~` at the beginning of a path by the home folder, as a shell does.
+
+    Raises:
+        ValueError: it is the home folder of somebody who is not known here.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such home folder; write ./{path} for a name with ~") from None
+
 
 # Checks ------------------------------------------------------------------------------------------
 
@@ -34,10 +66,10 @@ def fraction(**values: float) -> None:
 
 
 def positive(**values: float) -> None:
-    """Refuse a setting that is not above 0."""
+    """Refuse a setting that is not above 0, or so little above it that it counts as 0 in 32 bits."""
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value}, expected a number above 0")
+        if not value >= SMALLEST:
+            raise ValueError(f"{name}={value}, expected a number above 0 (at least {SMALLEST:f})")
 
 
 def check_thresholds(negative_below: float, positive_above: float) -> None:
@@ -64,7 +96,7 @@ def without_effect(default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings):
     """Which text to train on and to search."""
 
     folder: str
@@ -88,11 +120,12 @@ class DataSettings:
     """Report on this many queries a test split, drawn at random; all of them when empty."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, **{name: value for name, value in vars(self).items() if name.startswith("max_")})
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(Settings):
     """What both networks have."""
 
     init: str = without_effect("mini")
@@ -108,6 +141,7 @@ class NetworkSettings:
     """Compute activations again in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         below_one(dropout=self.dropout)
 
 
@@ -154,7 +188,7 @@ class RerankerSettings(NetworkSettings):
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
+class OptimizerSettings(Settings):
     """AdamW or LAMB; weight decay leaves out biases and layer norms."""
 
     algorithm: Literal["adamw", "lamb"] = "adamw"
@@ -171,14 +205,14 @@ class OptimizerSettings:
     """Clip the gradients to this norm, taken over all parameters together."""
 
     def __post_init__(self) -> None:
-        at_least(0, learning_rate=self.learning_rate)
+        super().__post_init__()
         positive(max_grad_norm=self.max_grad_norm)
         below_one(weight_decay=self.weight_decay)
-        fraction(warmup_ratio=self.warmup_ratio)
+        fraction(learning_rate=self.learning_rate, warmup_ratio=self.warmup_ratio)
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """One stretch of training."""
 
     batch_size: int = 8
@@ -193,6 +227,7 @@ class TrainingSettings:
     """The optimizer of this stretch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, batch_size=self.batch_size, chunks=self.chunks, epochs=self.epochs, steps=self.steps)
         if self.batch_size % self.chunks:
             raise ValueError(
@@ -247,7 +282,7 @@ class RerankerWarmUpSettings(WarmUpSettings):
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(Settings):
     """What the reports measure."""
 
     measures: list[str] = field(default_factory=lambda: ["RR@10", "Success@5", "Success@50"])
@@ -262,13 +297,14 @@ class EvaluationSettings:
     """Add BM25 as a yardstick (needs the package bm25s)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, depth=self.depth, rerank_depth=self.rerank_depth, measures=len(self.measures))
         if self.bm25:
             need_bm25s("evaluation.bm25")
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Settings):
     """What every system reads: where, on what, with which networks."""
 
     warmed_up: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -303,7 +339,9 @@ class RunSettings:
     """Train on the GPU of this rank."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, encode_batch=self.encode_batch)
+        at_least(0, seed=self.seed, save_minutes=self.save_minutes)
         if self.precision != "fp32" and not self.use_cuda:
             raise ValueError(f"precision={self.precision} needs use_cuda=true: a CPU computes in fp32 anyway")
 

@@ -3,6 +3,7 @@
 from rocketqa_paddle.data.collections import keyed, read_passages
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.runtime.storage import locked
+from rocketqa_paddle.settings import at_least
 
 
 def index(
@@ -29,6 +30,7 @@ def index(
     from rocketqa_paddle.search.index import CONTENTS
     from rocketqa_paddle.search.retrieval import CorpusIndex
 
+    at_least(1, batch_size=batch_size)
     with locked(output):
         CONTENTS.check(output)
         corpus = keyed(passages, "passage", read_passages(passages, titles))

@@ -5,6 +5,7 @@ from typing import Literal
 from rocketqa_paddle.data.collections import read_passages, read_queries
 from rocketqa_paddle.data.runs import first_hits, read_run, write_run
 from rocketqa_paddle.runtime.device import select_device
+from rocketqa_paddle.settings import at_least
 
 
 def rerank(
@@ -38,6 +39,7 @@ def rerank(
     from rocketqa_paddle.networks.truncation import truncations
     from rocketqa_paddle.search import retrieval
 
+    at_least(1, depth=depth, batch_size=batch_size)
     hits = first_hits(read_run(run), depth)
     found = {hit.passage_id for query_hits in hits.values() for hit in query_hits}
     texts = {query.id: query for query in read_queries(queries)}

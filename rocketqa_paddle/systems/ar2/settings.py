@@ -6,6 +6,7 @@ from typing import Literal
 from rocketqa_paddle.settings import (
     OptimizerSettings,
     RerankerWarmUpSettings,
+    Settings,
     TrainingSettings,
     WarmedUpSettings,
     at_least,
@@ -31,7 +32,7 @@ class ICTSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class CandidateSettings:
+class CandidateSettings(Settings):
     """How what the current retriever finds becomes lists of one positive and negatives."""
 
     negatives: int = 15
@@ -40,11 +41,12 @@ class CandidateSettings:
     """Candidates retrieved a query."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, negatives=self.negatives, depth=self.depth)
 
 
 @dataclass(frozen=True)
-class AdversarialLossSettings:
+class AdversarialLossSettings(Settings):
     """The retriever's loss."""
 
     adversarial_weight: float = 0.5
@@ -56,6 +58,7 @@ class AdversarialLossSettings:
     has it, summed over what a process takes at once (`batch_size` / `chunks`)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         fraction(adversarial_weight=self.adversarial_weight)
         positive(temperature=self.temperature)
 
@@ -67,7 +70,7 @@ def _training(steps: int, learning_rate: float) -> TrainingSettings:
 
 
 @dataclass(frozen=True)
-class AdversarialSettings:
+class AdversarialSettings(Settings):
     """The rounds of AR2. The schedule and the optimizer of each model go on through all of them."""
 
     rounds: int = 10
@@ -86,6 +89,7 @@ class AdversarialSettings:
     """The retriever's loss; the re-ranker's is the cross entropy of its lists."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, queries=self.queries)
         at_least(0, rounds=self.rounds, first_query=self.first_query)
 

@@ -7,6 +7,7 @@ from rocketqa_paddle.settings import (
     ContrastiveSettings,
     RerankerWarmUpSettings,
     RunSettings,
+    Settings,
     at_least,
     check_thresholds,
     need_bm25s,
@@ -47,7 +48,7 @@ class FirstRerankerSettings(RerankerWarmUpSettings):
 
 
 @dataclass(frozen=True)
-class DenoisingSettings:
+class DenoisingSettings(Settings):
     """How the re-ranker makes training data from what a retriever finds."""
 
     depth: int = 50
@@ -66,6 +67,7 @@ class DenoisingSettings:
     """An unlabelled query's best candidate is its positive if the re-ranker's probability is above this."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, depth=self.depth, scored=self.scored, negatives=self.negatives)
         if not self.negatives < self.scored <= self.depth:
             raise ValueError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rocketqa_paddle.settings import (
+    Settings,
     TrainingSettings,
     WarmedUpSettings,
     at_least,
@@ -14,7 +15,7 @@ from rocketqa_paddle.settings import (
 
 
 @dataclass(frozen=True)
-class GroupSettings:
+class GroupSettings(Settings):
     """How candidates become lists of one positive and negatives."""
 
     negatives: int = 5
@@ -41,6 +42,7 @@ class GroupSettings:
     """Pseudo labels: a candidate is a positive if the re-ranker's probability is above this."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(1, negatives=self.negatives, depth=self.depth, sources=len(self.sources))
         at_least(0, skip=self.skip)
         for name, value in {"file_list_size": self.file_list_size, "scored": self.scored}.items():
@@ -50,7 +52,7 @@ class GroupSettings:
 
 
 @dataclass(frozen=True)
-class DistillationSettings:
+class DistillationSettings(Settings):
     """The dynamic listwise distillation. The defaults are the released code's."""
 
     target: Literal["reranker", "retriever"] = "reranker"
@@ -61,6 +63,10 @@ class DistillationSettings:
     """Let the divergence move the re-ranker as well."""
     kl_weight: float = 1.0
     """Factor of the divergence."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, kl_weight=self.kl_weight)
 
 
 @dataclass(frozen=True)
