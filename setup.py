@@ -53,5 +53,5 @@ setup(
         "ir_measures>=0.3.4",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["rocketqa = rocketqa_paddle.commands.cli:main"]},
+    entry_points={"console_scripts": ["rocketqa = rocketqa_paddle.__main__:main"]},
 )

@@ -206,9 +206,10 @@ class OptimizerSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least(0, learning_rate=self.learning_rate)
         positive(max_grad_norm=self.max_grad_norm)
         below_one(weight_decay=self.weight_decay)
-        fraction(learning_rate=self.learning_rate, warmup_ratio=self.warmup_ratio)
+        fraction(warmup_ratio=self.warmup_ratio)
 
 
 @dataclass(frozen=True)

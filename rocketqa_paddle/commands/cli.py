@@ -10,23 +10,27 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
 from rocketqa_paddle import __version__
 from rocketqa_paddle.commands import compare, train
 from rocketqa_paddle.commands.convert import convert_model
 from rocketqa_paddle.commands.encode import encode
 from rocketqa_paddle.commands.evaluate import evaluate
-from rocketqa_paddle.commands.flags import let_switches_stand_alone
+from rocketqa_paddle.commands.flags import Parser, shortened
 from rocketqa_paddle.commands.index import index
 from rocketqa_paddle.commands.inspect import inspect_model
 from rocketqa_paddle.commands.mine import mine
 from rocketqa_paddle.commands.models import list_models
+from rocketqa_paddle.commands.process import (
+    abandon_output,
+    flushed,
+    readable_streams,
+    stop_at_once,
+    stop_requests,
+)
 from rocketqa_paddle.commands.rerank import rerank
 from rocketqa_paddle.commands.search import search
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+from rocketqa_paddle.settings import with_home
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
@@ -42,28 +46,53 @@ COMMANDS: dict[str, Callable[..., None]] = {
 """All commands but `train` and `compare`, which read settings from files."""
 USAGES = {"convert": "SOURCE TARGET [--to FORMAT]", "inspect": "CHECKPOINT", "models": ""}
 """The usage of commands whose parameters are positional."""
+STOPPED = "stopped; the same command goes on from the last finished piece"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Exit 2 with a message on a mistake of the user's, and 130 on a request to stop."""
-    tune_cpu()
+    """Run a command.
+
+    The exit code is 2, with a message, on a mistake of the user's or without Paddle, 130 on a request to stop
+    (Ctrl-C or SIGTERM), 141 where nobody reads the output any more, and 1 where another rank is gone.
+    """
+    readable_streams()
     try:
-        call = parse(sys.argv[1:] if arguments is None else arguments)
-        import_paddle()
-        _silence_libraries()
-        call()
-    except (ValueError, OSError, FloatingPointError) as error:
+        with flushed():
+            _run(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:
+        abandon_output()
+        sys.exit(141)
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("ROCKETQA_DEBUG"):
             raise
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last finished piece", 130)
+        _fail(STOPPED, 130)
     except RuntimeError as error:
-        from rocketqa_paddle.training.trainer import Stopped
+        _end(error)
 
-        if not isinstance(error, Stopped):
-            raise
+
+def _run(arguments: list[str]) -> None:
+    tune_cpu()
+    with stop_at_once(f"rocketqa: {STOPPED}"):
+        call = parse(arguments)
+        import_paddle()
+        _silence_libraries()
+    with stop_requests():  # after Paddle, which takes SIGTERM for a crash
+        call()
+
+
+def _end(error: RuntimeError) -> NoReturn:
+    """End with a message on a training that was stopped or a rank that is gone; raise any other error."""
+    from rocketqa_paddle.runtime import distributed
+    from rocketqa_paddle.training.trainer import Stopped
+
+    if isinstance(error, Stopped):
         _fail(f"stopped after {error}, saved; the same command goes on", 130)
+    if (told := distributed.told_of_lost_ranks(error)) is None:
+        raise error
+    print(f"rocketqa: {told}; the same command goes on from what was saved", file=sys.stderr, flush=True)
+    os._exit(1)  # a regular end would wait for the rank that is gone
 
 
 def parse(arguments: list[str]) -> Callable[[], None]:
@@ -73,28 +102,30 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     if arguments and arguments[0] in parsers:
         return parsers[arguments[0]](arguments[1:])
     parsed = _parser().parse_args(arguments)
-    return partial(COMMANDS[parsed.command], **vars(parsed[parsed.command]))
+    values = vars(parsed[parsed.command]).items()
+    paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
+    return partial(COMMANDS[parsed.command], **paths)
 
 
 @cache
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="rocketqa", description="Dense retrieval and re-ranking on PaddlePaddle.")
+def _parser() -> Parser:
+    parser = Parser(prog="rocketqa", description="Dense retrieval and re-ranking on PaddlePaddle.")
     parser.add_argument("--version", action="version", version=f"rocketqa_paddle {__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("train", ArgumentParser(), help="train a system from raw text")
-    commands.add_subcommand("compare", ArgumentParser(), help=_first_line(compare.compare))
+    commands.add_subcommand("train", Parser(), help="train a system from raw text")
+    commands.add_subcommand("compare", Parser(), help=_first_line(compare.compare))
     for name, function in COMMANDS.items():
         commands.add_subcommand(name, _command_parser(name, function), help=_first_line(function))
     return parser
 
 
-def _command_parser(name: str, function: Callable[..., None]) -> ArgumentParser:
-    parser = ArgumentParser(
+def _command_parser(name: str, function: Callable[..., None]) -> Parser:
+    parser = Parser(
         usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
         description=function.__doc__.split("\n\n")[0],
     )
     parser.add_function_arguments(function, as_group=False, as_positional=name in USAGES, skip={"query"})
-    let_switches_stand_alone(parser)
+    parser.let_switches_stand_alone()
     if name == "search":
         parser.add_argument("query", nargs="*", type=str, help="what to search for")
     return parser
@@ -113,5 +144,5 @@ def _silence_libraries() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"rocketqa: {message}", file=sys.stderr)
+    print(f"rocketqa: {shortened(message)}", file=sys.stderr)
     sys.exit(code)

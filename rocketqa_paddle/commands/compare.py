@@ -3,22 +3,18 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from jsonargparse import ArgumentParser
-
 from rocketqa_paddle.commands.comparison.settings import CompareSettings, row_settings
-from rocketqa_paddle.commands.flags import CONFIG, let_switches_stand_alone
+from rocketqa_paddle.commands.configs import SettingsParser, settings_of
 from rocketqa_paddle.commands.train import join_ranks
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
     """Read the command line after `rocketqa compare`. A mistake in it exits 2."""
     usage = "rocketqa compare --config FILE [--KEY VALUE ...]"
-    parser = ArgumentParser(prog="rocketqa compare", usage=usage, description=compare.__doc__)
-    parser.add_argument("--config", action="config", help=CONFIG)
-    parser.add_class_arguments(CompareSettings, as_group=False)
-    let_switches_stand_alone(parser)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
-    return partial(compare, CompareSettings(**{key: v for key, v in vars(parsed).items() if key != "config"}))
+    parser = SettingsParser(
+        CompareSettings, prog="rocketqa compare", usage=usage, description=compare.__doc__
+    )
+    return partial(compare, settings_of(CompareSettings, parser.parse_args(list(arguments))))
 
 
 def compare(settings: CompareSettings) -> None:

@@ -1,12 +1,74 @@
-"""What the parsers of several commands share."""
+"""What the parsers of all commands share: flags that are lists or switches, and errors of bounded length."""
 
-from jsonargparse import ArgumentParser
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_origin
 
-CONFIG = "YAML file of settings; flags after it override it"
+import jsonargparse
+from jsonargparse import Namespace, set_loader, set_parsing_settings
+
+from rocketqa_paddle.runtime.yaml_files import LARGEST_FILE, parse_yaml
+
+LONGEST_MESSAGE = 1500
+"""Characters of an error. A message quotes what it was given, which may be a whole file."""
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def let_switches_stand_alone(parser: ArgumentParser) -> None:
-    """Make `--report` mean `--report true`, for every flag that is false by default."""
-    for action in parser._actions:
-        if action.default is False:
-            action.nargs, action.const = "?", True
+def _load_value(text: str) -> Any:
+    """Read the value of a flag; one that is too long to be anything else is a text."""
+    return parse_yaml(text) if len(text) <= LARGEST_FILE else text
+
+
+set_loader("yaml", _load_value, exceptions=(ValueError,))
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Reads a command line. `--measures RR@10,Success@5` is a list, and `--report` is `--report true`."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **more: Any) -> Namespace:
+        """Read a command line; see `jsonargparse.ArgumentParser`."""
+        return super().parse_args(args and self._with_lists(args), namespace, **more)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit 2 with a message of bounded length."""
+        super().error(shortened(message), ex)
+
+    def let_switches_stand_alone(self) -> None:
+        """Make `--report` mean `--report true`, for every flag that is false by default."""
+        for action in self._actions:
+            if action.default is False:
+                action.nargs, action.const = "?", True
+
+    def _with_lists(self, args: Sequence[str]) -> list[str]:
+        """Put brackets around the values of flags that take a list, unless they have them."""
+        lists = {
+            flag
+            for action in self._actions
+            if get_origin(getattr(action, "_typehint", None)) is list
+            for flag in action.option_strings
+        }
+        written: list[str] = []
+        for word in args:
+            flag, equals, value = word.partition("=")
+            if written and written[-1] in lists and not word.startswith("--"):
+                word = json.dumps(as_list(word)) if isinstance(as_list(word), list) else word
+            elif equals and flag in lists and isinstance(as_list(value), list):
+                word = f"{flag}={json.dumps(as_list(value))}"
+            written.append(word)
+        return written
+
+
+def as_list(value: Any) -> Any:
+    """The parts of a text between commas, for what is to be a list; another value as it is."""
+    if not isinstance(value, str) or value.lstrip().startswith("["):
+        return value
+    return [part.strip() for part in value.split(",")]
+
+
+def shortened(message: str) -> str:
+    """Leave out the middle of a message that is too long to be read."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    head, tail = LONGEST_MESSAGE * 2 // 3, LONGEST_MESSAGE // 3
+    return f"{message[:head]} … ({len(message) - head - tail} characters left out) … {message[-tail:]}"

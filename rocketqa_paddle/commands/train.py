@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from jsonargparse import ArgumentParser
-
-from rocketqa_paddle.commands.flags import CONFIG, let_switches_stand_alone
+from rocketqa_paddle.commands.configs import SettingsParser, settings_of
+from rocketqa_paddle.commands.flags import Parser
 from rocketqa_paddle.runs.selection import Selection
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.settings import RunSettings
@@ -33,36 +32,30 @@ def join_ranks(settings: RunSettings) -> None:
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
     """Read the command line after `rocketqa train`. A mistake in it exits 2."""
-    parser = _parser(arguments)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
-    system = SYSTEMS[parsed.system]
-    values = {key: value for key, value in vars(parsed[parsed.system]).items() if key != "config"}
-    selection = Selection(*(values.pop(name) for name in ("from_stage", "until_stage", "dry_run")))
-    return partial(train, system, system.settings(**values), selection)
+    parsed = _parser(arguments).parse_args(list(arguments))
+    system, values = SYSTEMS[parsed.system], parsed[parsed.system]
+    selection = Selection(values.from_stage, values.until_stage, values.dry_run)
+    return partial(train, system, settings_of(system.settings, values), selection)
 
 
-def _parser(arguments: Sequence[str]) -> ArgumentParser:
+def _parser(arguments: Sequence[str]) -> Parser:
     """A parser with a subcommand for every system; only the one that is asked for gets its settings."""
-    parser = ArgumentParser(
-        prog="rocketqa train", description="Train a system from raw text; a stopped run goes on."
-    )
+    parser = Parser(prog="rocketqa train", description="Train a system from raw text; a stopped run goes on.")
     subcommands = parser.add_subcommands(required=True, dest="system")
     for system in SYSTEMS.values():
-        own = _system_parser(system) if system.name in arguments else ArgumentParser()
+        own = _system_parser(system) if system.name in arguments else Parser()
         description = system.description[0].lower() + system.description[1:].rstrip(".")
         subcommands.add_subcommand(system.name, own, help=description)
     return parser
 
 
-def _system_parser(system: System) -> ArgumentParser:
+def _system_parser(system: System) -> Parser:
     usage = f"rocketqa train {system.name} [--config FILE] [--KEY VALUE ...] [--dry-run]"
-    parser = ArgumentParser(usage=usage, description=f"{system.title}: {system.description}")
-    parser.add_argument("--config", action="config", help=CONFIG)
+    description = f"{system.title}: {system.description}"
+    parser = SettingsParser(system.settings, usage=usage, description=description)
     parser.add_argument("--from-stage", "--from_stage", type=str, metavar="STEP", help=FROM_STAGE)
     parser.add_argument(
         "--until-stage", "--until_stage", type=str, metavar="STEP", help="end after this step"
     )
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
-    parser.add_class_arguments(system.settings, as_group=False)
-    let_switches_stand_alone(parser)
     return parser

@@ -14,6 +14,11 @@ _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 << 20}
 """The arguments of glibc's `mallopt`: M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD, the last two in bytes."""
 
 
+_WITHOUT_PADDLE = (
+    "PaddlePaddle cannot be imported: pip install 'rocketqa_paddle[cpu]' (for a GPU: see the README)"
+)
+
+
 def tune_cpu() -> None:
     """Set what makes Paddle fast on a CPU. Call it before Paddle is imported; later it does nothing.
 
@@ -54,10 +59,16 @@ def import_paddle() -> None:
 
     They warn of more than one CPU thread, which `tune_cpu` asks for on purpose, and of a missing compiler
     cache. Whatever else Paddle and its loggers print, now or later, is passed on.
+
+    Raises:
+        ImportError: it is not installed, or cannot be imported; tells how to install it.
     """
     with warnings.catch_warnings(), contextlib.redirect_stderr(_WithoutThreadNotice()):
         warnings.filterwarnings("ignore", message="No ccache found")
-        import paddle  # noqa: F401
+        try:
+            import paddle  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"{_WITHOUT_PADDLE} ({error})", name="paddle") from error
 
 
 def find_device(use_cuda: bool, device_id: int = 0) -> str:

@@ -1,8 +1,12 @@
 """All that concerns ranks. Every function does the obvious thing when there is one process."""
 
 import os
+import re
+import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +16,10 @@ from paddle import Tensor
 
 T = TypeVar("T")
 _BUCKET = 64 << 20  # bytes of gradient that one all-reduce carries
+_TRANSPORT = re.compile(r"gloo|nccl|tcp_utils|tcp_store", re.IGNORECASE)  # as their errors name themselves
+_GONE_SECONDS = 5.0  # a process that ends closes its connections before it is gone
+_processes: list[tuple[str, int]] = []
+"""Machine and process id of every rank."""
 
 
 def init(use_cuda: bool = False) -> None:
@@ -24,6 +32,40 @@ def init(use_cuda: bool = False) -> None:
         if not use_cuda:
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         dist.init_parallel_env()
+        _processes[:] = gather((socket.gethostname(), os.getpid()))
+
+
+def told_of_lost_ranks(error: RuntimeError) -> str | None:
+    """A sentence on which ranks are gone, if an error comes from the transport between them; else None."""
+    if world_size() == 1 or not _TRANSPORT.search(str(error)):
+        return None
+    here, deadline = socket.gethostname(), time.monotonic() + _GONE_SECONDS
+    others = {number: process for number, process in enumerate(_processes) if number != rank()}
+    while not (gone := [n for n, (host, pid) in others.items() if host == here and not _runs(pid)]):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    names = ", ".join(map(str, gone))
+    who = (
+        f"rank {names} of {world_size()} has" if gone else "another rank, which this machine cannot see, has"
+    )
+    return f"{who} ended or was killed, so rank {rank()} ends as well ({_first_line(error)})"
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine runs. One that ended stays a zombie until its parent has looked."""
+    status = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        return status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "").strip()
 
 
 def rank() -> int:

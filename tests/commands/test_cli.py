@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
+import signal
 import sys
 
 import pytest
@@ -11,6 +14,7 @@ import toy
 from command_line import run, train, words
 
 import rocketqa_paddle
+from rocketqa_paddle.checkpoints import published
 from rocketqa_paddle.commands import cli
 from rocketqa_paddle.search.bm25 import bm25
 
@@ -114,3 +118,118 @@ def test_bm25s_does_not_tell_how_it_goes_about_its_work(caplog):
         made = toy.collection()
         assert bm25(made.passages, made.splits["dev"].queries, 5)
     assert [record for record in caplog.records if record.name == "bm25s"] == []
+
+
+def stopping(patch, owner, name, number):
+    """Let a function of the command line send this process a signal when it is called."""
+    patch.setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), number))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_request_to_stop_ends_a_command_without_a_traceback(monkeypatch, capfd, number):
+    """While arguments are read or Paddle is imported at once, later by an exception; never with code 1."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(os, "_exit", leave)
+    for owner, name in ((cli, "parse"), (cli, "import_paddle"), (published, "is_fetched")):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+            stopping(patch, owner, name, number)
+            run("models")
+        assert exit.value.code == 130, name
+        out, err = capfd.readouterr()
+        assert (out, err) == (
+            "",
+            "rocketqa: stopped; the same command goes on from the last finished piece\n",
+        )
+        assert signal.getsignal(number) is before
+
+
+def test_a_signal_while_the_command_line_is_imported(tmp_path):
+    code = """
+import os, signal, sys
+from rocketqa_paddle import __main__ as entry
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "jsonargparse":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+entry.main()
+"""
+    done = toy.run(sys.executable, "-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "rocketqa: stopped\n")
+
+
+def test_output_that_nobody_reads_any_more(tmp_path):
+    """As in `rocketqa models | head -0`: quiet, with the code of SIGPIPE, also for what Python keeps back."""
+    for command in (["models"], ["train", "--help"]):
+        code = f"""
+import os
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+from rocketqa_paddle.commands import cli
+cli.main({command})
+"""
+        done = toy.run(sys.executable, "-c", code, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
+
+
+def test_output_on_a_full_disk(tmp_path):
+    done = toy.run("bash", "-c", f"{sys.executable} -m rocketqa_paddle models > /dev/full", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+def test_a_terminal_that_is_not_utf8(monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as exit:
+        run("inspect", "模型")
+    assert exit.value.code == 2
+    streams["stderr"].flush()
+    assert streams["stderr"].buffer.getvalue().startswith(rb"rocketqa: '\u6a21\u578b'")
+
+
+def test_a_value_of_megabytes_is_cut(fails, tmp_path):
+    long = "x" * 5_000_000
+    for line in (
+        ["train", "rocketqav2", "--retriever.pooling", long],
+        ["train", "rocketqav2", "--joint.steps", long],
+        ["inspect", long],
+        [long],
+    ):
+        message = fails(*line)
+        assert len(message) < 2000
+        assert "characters left out" in message
+
+
+def test_without_paddle_a_command_tells_the_line_to_install_it(monkeypatch, fails):
+    monkeypatch.setitem(sys.modules, "paddle", None)
+    for line in (["models"], ["inspect", "x"]):
+        message = fails(*line)
+        assert message.startswith(
+            "rocketqa: PaddlePaddle cannot be imported: pip install 'rocketqa_paddle[cpu]'"
+        )
+        assert "\n" not in message
+    with pytest.raises(SystemExit) as exit:
+        run("--version")
+    assert exit.value.code == 0
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(monkeypatch, fails, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/x.tsv" in fails("evaluate", "--qrels=~/x.tsv", "--run=~/y")
+    assert fails("search", "--checkpoint=~/none", "~").startswith(f"rocketqa: {tmp_path}/none")
+
+
+@pytest.mark.parametrize("line", [["encode", "--kind", "queries"], ["index"], ["rerank"]])
+def test_a_batch_of_nothing(fails, line):
+    flags = {"checkpoint": "x", "input": "x", "passages": "x", "queries": "x", "run": "x", "output": "x"}
+    wanted = {"encode": {"checkpoint", "input", "output"}, "index": {"checkpoint", "passages", "output"}}
+    given = {name: flags[name] for name in wanted.get(line[0], flags.keys() - {"input"})}
+    assert fails(*line, *words(**given, batch_size=0)) == "rocketqa: batch_size=0, expected at least 1"

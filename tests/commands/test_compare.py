@@ -395,7 +395,7 @@ def one(system, **values) -> dict:
         (one("bm25"), "system='bm25'"),
         (one(["ar2"]), r"system=\['ar2'\], expected one of"),
         (one("rocketqa", step1=3), "systems.mine: step1 is 3, expected settings by name"),
-        (one("ar2", adversarial=None), "adversarial is None"),
+        (one("ar2", adversarial=None), "adversarial is empty, expected settings by name"),
         (
             one("ar2", retriever={"shared": False}),
             "systems.mine: retriever is no setting of this system alone: set it once for all systems",
@@ -413,7 +413,7 @@ def one(system, **values) -> dict:
         ({"systems": {1: {"system": "ar2"}}}, "systems.1: the name is a number"),
         (
             one("ar2", adversarial={"reranker": None}),
-            "systems.mine.adversarial: reranker is None, expected settings by name",
+            "systems.mine: adversarial.reranker is empty, expected settings by name",
         ),
         (one("ar2", ict={"passages": 9}), "systems.mine: ict is not for a comparison"),
         (one("rocketqa", step2={"queries": 7}), "systems.mine: step2 is not for a comparison"),

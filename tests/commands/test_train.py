@@ -7,6 +7,7 @@ import shutil
 import pytest
 from command_line import train
 
+from rocketqa_paddle.commands import cli
 from rocketqa_paddle.networks import forward
 
 
@@ -80,3 +81,65 @@ def test_an_initial_checkpoint_that_is_not_there(fails, data, tmp_path):
     message = fails(*train(data, tmp_path / "run", **{"retriever.init": "package:no_such_package/model"}))
     assert "no_such_package is not installed" in message
     assert "tiny" in fails(*train(data, tmp_path / "run2", **{"retriever.init": "runs/typo"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data:\n", "data is empty, expected settings by name"),
+        ("data: {data}\nretriever: tiny\n", "retriever is 'tiny', expected settings by name"),
+        ("data: {data}\njoint: {optimizer: [1]}\n", "joint.optimizer is [1], expected settings by name"),
+        ("data: {data}\njoint: {optimizer: {rate: 1}}\n", "joint.optimizer.rate is no setting; there are"),
+        ("data: {data}\njoint: {batchsize: 3}\n", "joint.batchsize is no setting; there are batch_size"),
+        ("data: {data}\nretriever: {normalize: maybe}\n", "retriever.normalize"),
+        ("data: {data}\nretriever: {temperature: .nan}\n", "retriever.temperature"),
+        ("data: {data}\nretriever: {query_length: true}\n", "retriever.query_length"),
+        ("data: {data}\nretriever: {query_length: 2.5}\n", "retriever.query_length"),
+        ("data: {data}\nsave_minutes: -1\n", "save_minutes=-1"),
+        ("data: {data}\noutput: x\n", ":3: not YAML ('output' for the second time)"),
+    ],
+)
+def test_a_mistake_in_a_config_names_the_file_and_the_setting(fails, data, tmp_path, content, message):
+    config = tmp_path / "my.yaml"
+    text = content.replace("{data}", f"{{folder: {data}}}")
+    config.write_text(f"output: {tmp_path}/run\n{text}")
+    told = fails("train", "rocketqav2", "--config", config)
+    assert told.startswith(f"rocketqa: {config}")
+    assert message in told
+
+
+def test_a_list_of_one_needs_no_brackets(data, tmp_path):
+    config = tmp_path / "my.yaml"
+    sources = "joint: {groups: {sources: random}}"
+    config.write_text(f"output: x\ndata: {{folder: {data}, tests: test}}\n{sources}\n")
+    line = ["train", "rocketqav2", "--config", str(config)]
+    settings = cli.parse(line).args[1]
+    assert settings.data.tests == ["test"]
+    assert settings.joint.groups.sources == ["random"]
+    for flags, measures in (
+        (["--evaluation.measures", "RR@10"], ["RR@10"]),
+        (["--evaluation.measures=RR@10, Success@5"], ["RR@10", "Success@5"]),
+        (["--evaluation.measures", "[RR@10,Success@5]"], ["RR@10", "Success@5"]),
+    ):
+        assert cli.parse([*line, *flags]).args[1].evaluation.measures == measures
+    assert cli.parse([*line, "--data.tests", "2019,dev"]).args[1].data.tests == ["2019", "dev"]
+    assert cli.parse(["evaluate", "--qrels", "q", "--run", "r", "--measures", "RR@10"]).keywords[
+        "measures"
+    ] == ["RR@10"]
+
+
+def test_flags_override_the_config_before_them(data, tmp_path):
+    for name, steps in {"one": 3, "two": 4}.items():
+        text = f"output: x\ndata: {{folder: {data}}}\njoint: {{steps: {steps}}}\n"
+        (tmp_path / name).write_text(text)
+    one, two = (["--config", str(tmp_path / name)] for name in ("one", "two"))
+    for flags, steps in ((one, 3), ([*one, *two], 4), ([*one, "--joint.steps", "5"], 5)):
+        assert cli.parse(["train", "rocketqav2", *flags]).args[1].joint.steps == steps
+    assert cli.parse(["train", "rocketqav2", "--joint.steps", "5", *one]).args[1].joint.steps == 3
+
+
+def test_a_config_in_the_home_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.yaml").write_text(f"output: ~/run\ndata: {{folder: {data}}}\n")
+    settings = cli.parse(["train", "ar2", "--config=~/my.yaml", "--retriever.init=~/model"]).args[1]
+    assert (settings.output, settings.retriever.init) == (f"{tmp_path}/run", f"{tmp_path}/model")

@@ -3,10 +3,11 @@
 import copy
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
+from rocketqa_paddle.commands.configs import SettingsParser, build, with_lists
 from rocketqa_paddle.settings import (
     RetrieverSettings,
     RunSettings,
@@ -76,7 +77,7 @@ def _check_row(row: str, settings: dict[str, Any]) -> None:
     for key in settings.keys() - {"system"} - own:
         where = "set it once for all systems" if key in common else f"{name} has {sorted(own)}"
         raise ValueError(f"systems.{row}: {key} is no setting of this system alone: {where}")
-    _check_sections(f"systems.{row}", kind, settings)
+    with_lists(kind, _without_system(settings), f"systems.{row}: ")  # raises where a section is none
     if warm := settings.keys() & kind.warmed_up.keys():
         raise ValueError(
             f"systems.{row}: {min(warm)} is not for a comparison, which sets warmup_retriever and "
@@ -84,28 +85,22 @@ def _check_row(row: str, settings: dict[str, Any]) -> None:
         )
 
 
-def _check_sections(where: str, kind: type, values: dict[str, Any]) -> None:
-    """Refuse anything but names with values where a section of settings is expected, at any depth."""
-    for name, expected in get_type_hints(kind).items():
-        if name in values and is_dataclass(expected):
-            if not isinstance(values[name], dict):
-                raise ValueError(f"{where}: {name} is {values[name]!r}, expected settings by name")
-            _check_sections(f"{where}.{name}", expected, values[name])
-
-
 def row_settings(settings: CompareSettings, row: str) -> RunSettings:
     """What all rows share, and the row's own settings."""
     system = SYSTEMS[settings.systems[row]["system"]]
     values = {field.name: _plain(getattr(settings, field.name)) for field in fields(RunSettings)}
     values["evaluation"] |= {"init": False, "bm25": False}  # they are measured once, with the warm-up
-    own = {key: value for key, value in settings.systems[row].items() if key != "system"}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(system.settings, as_group=False)
+    own = with_lists(system.settings, _without_system(settings.systems[row]), f"systems.{row}: ")
+    parser = SettingsParser(system.settings, exit_on_error=False)
     try:
         values = copy.deepcopy({**values, **own, **system.settings.warmed_up})
-        return system.settings(**vars(parser.instantiate_classes(parser.parse_object(values))))
+        return build(system.settings, parser.parse_object(values))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"systems.{row}: {error}") from None
+
+
+def _without_system(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "system"}
 
 
 def _plain(value: Any) -> Any:
