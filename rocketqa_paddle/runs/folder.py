@@ -10,6 +10,7 @@ import yaml
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.folders import tidy
 from rocketqa_paddle.runtime.storage import locked, write_text
+from rocketqa_paddle.runtime.yaml_files import read_yaml
 from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.training import trainer
 
@@ -35,15 +36,13 @@ def check(folder: Path, settings: RunSettings) -> None:
             f"{folder}: version 0.1 began this run and only it can go on: choose another --output"
         )
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({error})") from None
-    if not isinstance(before, dict):
-        raise ValueError(f"{path}: expected the settings of a run")
+        before = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: remove this file, and the run goes on") from None
     if differ := before.keys() ^ dataclasses.asdict(settings).keys():
         raise ValueError(
             f"{path}: a run of another system, or version, began this folder (it differs in "
-            f"{', '.join(sorted(differ))}): choose another --output"
+            f"{', '.join(sorted(map(str, differ)))}): choose another --output"
         )
 
 

@@ -1,16 +1,32 @@
 """What a run folder remembers of every step, in `STEP/step.json`: its artefacts and what each was made of."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs.artefacts import RUN, Stored, StoredRun, TrainedModel, changes
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.folders import remove
-from rocketqa_paddle.runtime.storage import read_json, write_json
+from rocketqa_paddle.runtime.storage import write_json
+from rocketqa_paddle.runtime.typed import read_typed
 
 RECORD = "step.json"
+
+
+class Record(TypedDict):
+    """What is known of an artefact: the values that it was made of, by how many processes, and more."""
+
+    made_of: dict[str, Any]
+    processes: int
+    digest: NotRequired[str]
+    """Of a model."""
+    content: NotRequired[str]
+    """Fingerprint of the file of a run."""
+    judged: NotRequired[str]
+    """Stands for the judgements and measures of `measures`."""
+    measures: NotRequired[dict[str, float]]
+    """Means on dev."""
 
 
 class Ledger:
@@ -31,7 +47,7 @@ class Ledger:
         """The record of an artefact, empty if there is none.
 
         Raises:
-            ValueError: the step's folder has files but no records, so it is not ours.
+            ValueError: the step's folder has files but no records, so it is not ours, or damaged records.
         """
         return self._step(artefact.step).get(artefact.piece, {})
 
@@ -129,7 +145,8 @@ class Ledger:
             has_files = folder.is_dir() and any(file.name[0] != "." for file in folder.iterdir())
             if not path.is_file() and (has_files or folder.is_file()):
                 raise ValueError(f"{folder} is not a step's (it has no {RECORD}): choose another --output")
-            self._steps[step] = read_json(path) if path.is_file() else {}
+            remedy = f"remove {folder}, and the step is done again"
+            self._steps[step] = read_typed(path, dict[str, Record], remedy) if path.is_file() else {}
         return self._steps[step]
 
     def _write(self, step: str) -> None:

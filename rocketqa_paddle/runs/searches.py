@@ -16,6 +16,7 @@ from rocketqa_paddle.runs.selection import Selection
 from rocketqa_paddle.runs.walk import Walk
 from rocketqa_paddle.runtime import device, distributed
 from rocketqa_paddle.runtime.distributed import say
+from rocketqa_paddle.runtime.storage import file_fingerprint
 from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.retrieval import CorpusIndex
 
@@ -142,15 +143,27 @@ class Searches(Walk):
     def _read_or_make(self, run: StoredRun, make: Callable[[], object]) -> Hits:
         if run.name not in self._made:
             if self.ledger.keeps(run):
-                return read_run(self.folder / run.place)
+                return self._read(run)
             make()
         return self._made.pop(run.name)
+
+    def _read(self, run: StoredRun) -> Hits:
+        """Read a run that the folder keeps.
+
+        Raises:
+            ValueError: the file is not what was written.
+        """
+        path = self.folder / run.place
+        if self.ledger.record(run).get("content") != file_fingerprint(path):
+            raise ValueError(f"{path}: cut off or changed since it was written: remove it, to make it again")
+        return read_run(path)
 
     def _store(self, run: StoredRun, hits: Hits) -> None:
         self.ledger.forget(run)
         if distributed.is_main():
             write_run(self.folder / run.place, hits)
-        self.ledger.keep(run)
+        distributed.barrier()
+        self.ledger.keep(run, content=file_fingerprint(self.folder / run.place))
         self._made[run.name] = hits
 
     def measure(self, run: StoredRun) -> Values:

@@ -5,12 +5,19 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import write_text
+from rocketqa_paddle.runtime.typed import parse_typed, typed
 
 Line = dict[str, Any]
+
+
+class _Line(TypedDict):
+    time: float
+    stage: str
+    step: NotRequired[int]
 
 
 class MetricsLog:
@@ -33,12 +40,27 @@ class MetricsLog:
             file.write(json.dumps({"time": round(time.time(), 1), **self.always, **finite}) + "\n")
 
     def read(self) -> list[Line]:
-        """Read all lines except a last one that a crash cut off; raise ValueError if one is not JSON."""
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
+        """Read all lines except a last one that a crash cut off.
+
+        Raises:
+            ValueError: a line is none of ours; names it.
+        """
+        if not self.path.is_file():
+            return []
+        *lines, _ = self.path.read_bytes().split(b"\n")
+        return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
+
+    def _parsed(self, number: int, line: bytes) -> Line:
+        place = f"{self.path}:{number}"
         try:
-            return [json.loads(line) for line in lines[:-1]]
+            parsed = parse_typed(line.decode("utf-8", errors="replace"), _Line, place)
+            values = parsed.items() - ({"stage": parsed["stage"]} | self.always).items()
+            typed(dict(values), dict[str, float | None], place)
+            if not parsed["stage"].strip() or ("loss" in parsed and "step" not in parsed):
+                raise ValueError(f"{place}: a line without its stage or step")
         except ValueError as error:
-            raise ValueError(f"{self.path}: a line is not JSON ({error}): remove it") from None
+            raise ValueError(f"{error}: remove this line") from None
+        return parsed
 
     def rewind(self, name: str, step: int) -> None:
         """Remove what the training `name` logged after `step`: those steps will be taken again."""

@@ -163,18 +163,17 @@ entry.main()
 
 
 def test_output_that_nobody_reads_any_more(tmp_path):
-    """As in `rocketqa models | head -0`: quiet, with the code of SIGPIPE, also for what Python keeps back."""
-    for command in (["models"], ["train", "--help"]):
-        code = f"""
+    """As in `rocketqa models | head -0`: quiet, with the code of SIGPIPE."""
+    code = """
 import os
 reader, writer = os.pipe()
 os.close(reader)
 os.dup2(writer, 1)
 from rocketqa_paddle.commands import cli
-cli.main({command})
+cli.main(["models"])
 """
-        done = toy.run(sys.executable, "-c", code, cwd=tmp_path)
-        assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
+    done = toy.run(sys.executable, "-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
 
 
 def test_output_on_a_full_disk(tmp_path):
