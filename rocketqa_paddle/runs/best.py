@@ -4,14 +4,15 @@ import shutil
 from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs.artefacts import ModelHandle, TrainedModel
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.folders import Contents, remove, replacing, sync
-from rocketqa_paddle.runtime.storage import read_json, write_json
+from rocketqa_paddle.runtime.storage import write_json
+from rocketqa_paddle.runtime.typed import read_typed
 from rocketqa_paddle.search import engine, index
 from rocketqa_paddle.search.retrieval import CorpusIndex
 
@@ -20,6 +21,13 @@ _PARTS: dict[str, Contents] = {
     **{kind.value: checkpoints.CONTENTS for kind in Model},
     INDEX: index.CONTENTS,
 }
+
+
+class Kept(TypedDict):
+    """Which model the folder has."""
+
+    step: str
+    fingerprint: str
 
 
 class Best:
@@ -33,7 +41,8 @@ class Best:
         self.run, self.folder, path = run, folder, folder / RECORD
         for part, contents in _PARTS.items():
             contents.check(folder / part)
-        self._models: dict[str, Any] = read_json(path) if path.is_file() else {}
+        remedy = f"remove {path}, and the folder is made again"
+        self._models = read_typed(path, dict[str, Kept], remedy) if path.is_file() else {}
 
     def has(self, model: ModelHandle) -> bool:
         """Whether this very model is there, whole, and a retriever with its index."""

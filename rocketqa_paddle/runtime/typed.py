@@ -8,7 +8,7 @@ import json
 import math
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from rocketqa_paddle.runtime.storage import read_json
 
@@ -31,7 +31,9 @@ def read_typed(path: Path, kind: type[T], remedy: str) -> T:
     """
     try:
         return typed(read_json(path), kind, str(path))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON (values inside of values, too deep): {remedy}") from None
+    except ValueError as error:
         raise ValueError(f"{error}: {remedy}") from None
 
 
@@ -60,11 +62,12 @@ def typed(value: Any, kind: Any, place: str) -> Any:
             raise _wrong(value, " or ".join(map(_name, arguments)), place)
     elif is_typeddict(kind):
         _demand(value, dict, place)
-        if absent := sorted(kind.__required_keys__ - value.keys()):
-            raise ValueError(f"{place}: {absent[0]!r} is missing")
-        hints = get_type_hints(kind)
-        for name in hints.keys() & value.keys():
-            typed(value[name], hints[name], f"{place}: {name}")
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            optional = get_origin(hint) is NotRequired
+            if name in value:
+                typed(value[name], get_args(hint)[0] if optional else hint, f"{place}: {name}")
+            elif not optional:
+                raise ValueError(f"{place}: {name!r} is missing")
     elif origin is dict:
         for name, part in _demand(value, dict, place).items():
             typed(part, arguments[1], f"{place}: {name}")

@@ -18,6 +18,7 @@ class _Line(TypedDict):
     time: float
     stage: str
     step: NotRequired[int]
+    loss: NotRequired[float | None]
 
 
 class MetricsLog:
@@ -54,8 +55,8 @@ class MetricsLog:
         place = f"{self.path}:{number}"
         try:
             parsed = parse_typed(line.decode("utf-8", errors="replace"), _Line, place)
-            values = parsed.items() - ({"stage": parsed["stage"]} | self.always).items()
-            typed(dict(values), dict[str, float | None], place)
+            measures = {name: value for name, value in parsed.items() if name.startswith("dev/")}
+            typed(measures, dict[str, float | None], place)
             if not parsed["stage"].strip() or ("loss" in parsed and "step" not in parsed):
                 raise ValueError(f"{place}: a line without its stage or step")
         except ValueError as error:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Generic
+from typing import Any, Generic, TypedDict
 
 import paddle
 from paddle import Tensor, nn
@@ -24,6 +24,7 @@ from rocketqa_paddle import contrastive
 from rocketqa_paddle.contrastive import Contrastive, Example
 from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.runtime import device, distributed, folders, storage
+from rocketqa_paddle.runtime.typed import typed
 from rocketqa_paddle.settings import TrainingSettings
 from rocketqa_paddle.training.log import MetricsLog
 from rocketqa_paddle.training.optimizer import LossScale, Optimizer, learning_rate, total_steps
@@ -38,6 +39,17 @@ CONTENTS = folders.Contents(
     is_ours=lambda state: {"name", "fingerprint", "step"} <= state.keys(),
 )
 _LOG_SECONDS = 10.0
+
+
+class State(TypedDict):
+    """What is saved beside the arrays: whose they are, and after which step."""
+
+    name: str
+    fingerprint: str
+    step: int
+    total_steps: int
+    examples: int
+    processes: int
 
 
 class Stopped(RuntimeError):
@@ -214,7 +226,8 @@ class Trainer(Generic[Example]):
         """Go on from the saved state if it belongs to this training; remove it if it belongs to another."""
         folder = folders.whole(self.folder)
         path = folder / STATE
-        state: dict[str, Any] = storage.read_json(path) if path.is_file() else {}
+        with _remedy(_anew(folder)):
+            state: dict[str, Any] = storage.read_json(path) if path.is_file() else {}
         distributed.barrier()  # every rank has read the state before rank 0 may remove it
         if (state.get("name"), state.get("fingerprint")) == (self.stage, self.fingerprint):
             self._load(folder, state)
@@ -227,13 +240,17 @@ class Trainer(Generic[Example]):
         self.log.rewind(self.stage, self.step)
 
     def _load(self, folder: Path, state: Mapping[str, Any]) -> None:
+        with _remedy(_anew(folder)):
+            typed(state, State, str(folder / STATE))
         for name, now in self._size().items():
             if state[name] != now:
                 raise ValueError(
                     f"{folder / STATE}: {name} was {state[name]}, is now {now}: go on with the settings and "
                     f"number of processes the run began with, or remove {folder} to begin this training anew"
                 )
-        with _remedy(f"remove {folder}, and this training begins anew"):
+        with _remedy(_anew(folder)):
+            if not 0 <= state["step"] <= self.total_steps:
+                raise ValueError(f"{folder / STATE}: step {state['step']}, expected 0 to {self.total_steps}")
             arrays = storage.read_arrays(folder / PARAMETERS)
             parameters.load_arrays_into(self.optimizer.parameters, arrays, folder)
             self.optimizer.load(folder / OPTIMIZER)
@@ -268,6 +285,10 @@ def check_batch(name: str, settings: TrainingSettings, examples: int) -> None:
             f"{distributed.world_size()} processes), but there are only {examples}, and none may be "
             "its own negative: lower batch_size"
         )
+
+
+def _anew(folder: Path) -> str:
+    return f"remove {folder}, and this training begins anew"
 
 
 @contextmanager
