@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import cache, partial
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ from rocketqa_paddle.commands.process import (
 )
 from rocketqa_paddle.commands.rerank import rerank
 from rocketqa_paddle.commands.search import search
+from rocketqa_paddle.data.tables import is_standard_output
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 from rocketqa_paddle.settings import with_home
 
@@ -104,7 +106,14 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     parsed = _parser().parse_args(arguments)
     values = vars(parsed[parsed.command]).items()
     paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
-    return partial(COMMANDS[parsed.command], **paths)
+    call = partial(COMMANDS[parsed.command], **paths)
+    return partial(_apart_from_data, call) if is_standard_output(paths.get("output") or "") else call
+
+
+def _apart_from_data(call: Callable[[], None]) -> None:
+    """Call a command whose data go to standard output; what it tells goes to standard error."""
+    with redirect_stdout(sys.stderr):
+        call()
 
 
 @cache

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.runtime.storage import locked
 
 LARGEST_DIFFERENCE = 1e-4
@@ -21,6 +22,7 @@ def convert_model(
     """
     from rocketqa_paddle.checkpoints import convert
 
+    refuse_stream(target, "a folder")
     found = convert.find(source)
     folder, new = found.path.resolve(), Path(target).resolve()
     folder = folder.parent if folder.is_file() else folder

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from rocketqa_paddle.data.collections import keyed, read_passages, read_queries
+from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.runtime.storage import atomic, locked, save_array, write_text
 from rocketqa_paddle.settings import at_least
@@ -35,6 +36,7 @@ def encode(
     from rocketqa_paddle.networks.truncation import truncations
 
     at_least(1, batch_size=batch_size)
+    refuse_stream(output, "two files, OUTPUT.npy and OUTPUT.ids.txt,")
     select_device(use_cuda)
     stem = output.removesuffix(".npy")
     with locked(f"{stem}.npy"):

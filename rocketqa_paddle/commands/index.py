@@ -1,6 +1,7 @@
 """The command `rocketqa index`: a corpus to a searchable index."""
 
 from rocketqa_paddle.data.collections import keyed, read_passages
+from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.runtime.storage import locked
 from rocketqa_paddle.settings import at_least
@@ -31,6 +32,7 @@ def index(
     from rocketqa_paddle.search.retrieval import CorpusIndex
 
     at_least(1, batch_size=batch_size)
+    refuse_stream(output, "a folder")
     with locked(output):
         CONTENTS.check(output)
         corpus = keyed(passages, "passage", read_passages(passages, titles))

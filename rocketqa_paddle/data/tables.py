@@ -22,12 +22,13 @@ import gzip
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import ijson
 
@@ -39,6 +40,7 @@ Columns = tuple[str, ...]
 
 NO_TITLE = "-"
 
+_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d{1,9})")
 _BLOCK = 1 << 16  # bytes of a JSON list that are read at once
 
 
@@ -283,16 +285,53 @@ def _next_value(events: Iterator[tuple[str, Any]]) -> Any:
 def write_lines(path: FilePath, lines: Iterable[tuple[str, str]]) -> None:
     """Write lines, each given after its name for errors; an older file is replaced when all are written.
 
-    The file is gzipped if its name ends in `.gz`. Missing folders are made.
+    The file is gzipped if its name ends in `.gz`. Missing folders are made. What is no file, such as
+    `/dev/stdout` or a named pipe, gets the lines as they come.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: not a file, expected the name of a file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with storage.atomic(path) as new, opener(new, "wt", encoding="utf-8", newline="\n") as stream:
+    with _written(path) as stream:
         for name, line in lines:
             try:
                 stream.write(f"{line}\n")
             except UnicodeEncodeError as error:
                 raise ValueError(f"{path}: {name} has text that UTF-8 cannot hold ({error})") from error
+
+
+@contextmanager
+def _written(path: FilePath) -> Iterator[TextIO]:
+    text = {"encoding": "utf-8", "newline": "\n"}
+    if is_stream(path):
+        # An output of this process may be redirected to a file, which to open anew would be to overwrite.
+        number = _DESCRIPTOR.fullmatch(os.fspath(path))
+        with open(os.dup(_number(number)) if number else path, "w", **text) as stream:
+            yield stream
+        return
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, expected the name of a file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with storage.atomic(path) as new, opener(new, "wt", **text) as stream:
+        yield stream
+
+
+def is_stream(path: FilePath) -> bool:
+    """Whether a name stands for an output of this process, a device or a named pipe."""
+    found = Path(path)
+    opened = bool(_DESCRIPTOR.fullmatch(os.fspath(path)))
+    return opened or (found.exists() and not (found.is_file() or found.is_dir()))
+
+
+def is_standard_output(path: FilePath) -> bool:
+    """Whether a name stands for the standard output of this process."""
+    name = _DESCRIPTOR.fullmatch(os.fspath(path))
+    return bool(name) and _number(name) == 1
+
+
+def refuse_stream(path: FilePath, expected: str) -> None:
+    """Raise ValueError for a device or a pipe where several files are to be written."""
+    if is_stream(path):
+        raise ValueError(f"{path}: a device or a pipe, expected the name of {expected} to write")
+
+
+def _number(name: re.Match[str]) -> int:
+    return {"stdout": 1, "stderr": 2}.get(name[1]) or int(name[2])

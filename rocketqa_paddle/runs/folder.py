@@ -25,8 +25,8 @@ def check(folder: Path, settings: RunSettings) -> None:
     """
     path = folder / CONFIG
     trainer.CONTENTS.check(folder / "last")
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: choose another --output")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file or a device: choose another --output")
     if not path.is_file():
         if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
             raise ValueError(f"{folder} holds other files (and no {CONFIG}): choose another --output")

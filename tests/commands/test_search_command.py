@@ -125,3 +125,20 @@ def test_search_without_an_index(fails, best):
 @pytest.mark.parametrize(("flag", "value"), [("k", 0), ("k", -1), ("depth", -1), ("depth", -3)])
 def test_a_number_of_passages_that_makes_no_sense(fails, best, flag, value):
     assert flag in fails("search", "--checkpoint", best, f"--{flag}", value, "red dog")
+
+
+def test_a_run_on_standard_output_is_nothing_but_a_run(best, data, capfd):
+    """It can be piped into another command: what people are told goes to standard error."""
+    run("search", *words(checkpoint=best, queries=data / "dev.query.txt", output="/dev/stdout", k=2))
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 20
+    assert all(len(line.split("\t")) == 4 for line in out.splitlines())
+    assert "10 queries answered in /dev/stdout" in err
+
+
+def test_a_device_where_a_folder_or_two_files_are_written(best, data, fails):
+    given = {"checkpoint": best / "retriever", "output": "/dev/stdout"}
+    message = "/dev/stdout: a device or a pipe, expected the name of"
+    assert f"{message} two files" in fails("encode", *words(input=data / "para.txt", **given))
+    assert f"{message} a folder" in fails("index", *words(passages=data / "para.txt", **given))
+    assert f"{message} a folder" in fails("convert", best / "retriever", "/dev/stdout")

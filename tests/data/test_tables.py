@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import re
+import stat
+import subprocess
+import sys
 import warnings
 from itertools import islice
 from pathlib import Path
 
 import pytest
+import toy
 from datafiles import consume, fails, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +24,7 @@ from rocketqa_paddle.data import tables
 from rocketqa_paddle.data.collections import load_qrels, read_passages, read_queries
 from rocketqa_paddle.data.groups import read_dpr, read_groups, read_list, read_tevatron
 from rocketqa_paddle.data.runs import read_run, write_run
-from rocketqa_paddle.data.tables import FormatError, json_list
+from rocketqa_paddle.data.tables import FormatError, json_list, write_lines
 from rocketqa_paddle.records import Hit, Query
 
 TWO = [Query("1", "what is a passage ?"), Query("q-2", "谁写了 红楼梦")]
@@ -209,5 +214,34 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a file"):
+    with pytest.raises(ValueError, match="a folder, expected the name of a file"):
         write_run(tmp_path, RUN)
+
+
+def test_lines_go_to_what_is_no_file(tmp_path, capfd):
+    """Standard output, a device and a named pipe; none of them is replaced by a file."""
+    write_lines("/dev/stdout", [("line", "one"), ("line", "two")])
+    write_lines("/dev/fd/2", [("line", "three")])
+    write_lines("/dev/null", [("line", "four")])
+    assert tuple(capfd.readouterr()) == ("one\ntwo\n", "three\n")
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_lines(pipe, [("line", "five")])
+    assert os.read(reader, 100) == b"five\n"
+    os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+    with pytest.raises(ValueError, match="a folder, expected the name of a file"):
+        write_lines(tmp_path, [])
+
+
+def test_standard_output_that_is_a_file_is_written_once(tmp_path):
+    """What was printed before stays, and what is printed later comes after the lines."""
+    code = (
+        "import os\nfrom rocketqa_paddle.data.tables import write_lines\n"
+        "os.write(1, b'before\\n')\nwrite_lines('/dev/stdout', [('line', 'one')])\nos.write(1, b'after\\n')"
+    )
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, cwd=toy.ROOT, check=True)
+    assert (tmp_path / "out").read_text() == "before\none\nafter\n"

@@ -42,9 +42,22 @@ def test_half_a_line_that_a_crash_left_is_not_read_and_the_next_line_replaces_it
 
 
 def test_a_broken_line_is_an_error_that_names_the_file(log):
-    log.path.write_text('{"stage": "one"}\nbroken\n{"stage": "two"}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: a line is not JSON .*: remove it"):
-        log.read()
+    good = '{"time": 1.5, "stage": "one", "step": 1, "loss": null}'
+    for line, problem in {
+        "broken": "not JSON",
+        "{}": "'time' is missing",
+        "[]": r"is \[\], expected an object",
+        "5": "is 5, expected an object",
+        '{"time": 1, "stage": 5}': "stage is 5, expected a text",
+        '{"time": 1, "stage": " "}': "a line without its stage",
+        '{"time": 1, "stage": "one", "loss": 1}': "a line without its stage or step",
+        '{"time": 1, "stage": "one", "step": 1, "loss": "x"}': "loss is 'x', expected a finite",
+        '{"time": 1, "stage": "one", "dev/x": {}}': "dev/x is {}, expected a finite number or null",
+    }.items():
+        log.path.write_text(f"{good}\n{line}\n{good}\n")
+        for use in (log.read, lambda: log.rewind("one", 5), lambda: log.forget("one", ["loss"])):
+            with pytest.raises(ValueError, match=rf"metrics\.jsonl:2.*{problem}.*: remove this line"):
+                use()
 
 
 def test_rewinding_removes_the_later_steps_of_one_training(log):
