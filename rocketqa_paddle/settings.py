@@ -8,7 +8,8 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from types import NoneType
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 LARGEST = 2**31 - 1
 SMALLEST = 1e-6
@@ -17,10 +18,13 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class Settings:
-    """A section of settings. Every number in it is finite, and a path may begin with `~`."""
+    """A section of settings: no value is missing, numbers are finite, and a path may begin with `~`."""
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for name, value in vars(self).items():
+            if value is None and NoneType not in get_args(hints[name]):
+                raise ValueError(f"{name} is empty, expected a value; leave it out for the default")
             if isinstance(value, str):
                 object.__setattr__(self, name, with_home(value))
             elif isinstance(value, int | float) and not abs(value) <= LARGEST:

@@ -56,6 +56,14 @@ def test_every_number_is_finite_and_has_a_range(kind):
                 replace(SECTIONS[kind], **{name: value})
 
 
+@pytest.mark.parametrize("kind", SECTIONS, ids=lambda kind: kind.__name__)
+def test_a_value_is_missing_only_where_that_means_something(kind):
+    for name, hint in get_type_hints(kind).items():
+        if name != "warmed_up" and type(None) not in get_args(hint):
+            with pytest.raises(ValueError, match=f"{name} is empty"):
+                replace(SECTIONS[kind], **{name: None})
+
+
 @pytest.mark.parametrize(
     "section, name",
     [

@@ -296,7 +296,7 @@ def _remedy(text: str) -> Iterator[None]:
     """Add to an error about a saved state what the user can do about it."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{error}: {text}") from None
 
 
