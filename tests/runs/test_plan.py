@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import running
-from running import change, train
+import toy
+from running import FAST, change, train
 
+from rocketqa_paddle.mining.calibration import Calibration
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs import plan
 from rocketqa_paddle.runs.plan import Speed, Work
 from rocketqa_paddle.runs.run import Run
+from rocketqa_paddle.systems.ar2.settings import ICTSettings
+from rocketqa_paddle.systems.rocketqav2 import run as v2_run
+from rocketqa_paddle.systems.rocketqav2 import settings as v2_settings
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +161,60 @@ def test_the_disk_of_a_step_is_about_what_it_takes(warmed_up):
     assert hits / 2 < estimate < 2 * hits
     index = sum(path.stat().st_size for path in (folder / "best" / "index").iterdir())
     assert index / 2 < plan._index_bytes(models[Model.RETRIEVER], run.corpus.passages.values()) < 2 * index
+
+
+# Planned and done -------------------------------------------------------------------------------------
+
+SOURCES = [
+    list(chosen) for n in (1, 2, 3) for chosen in itertools.combinations(("random", "denoised", "pseudo"), n)
+]
+
+
+def planned_and_done(settings) -> list[tuple[int, int]]:
+    """The steps of every training as the dry run counts them, and as they were taken."""
+    _, planned = running.rehearse(settings)
+    counted = {name: step.work.steps for name, step in planned.steps.items() if step.work.steps}
+    with running.spied() as trainers:
+        train(settings)
+    taken: dict[str, int] = {}
+    for name, trainer in trainers.items():
+        step = name.split()[0]
+        taken[step] = taken.get(step, 0) + trainer.total_steps
+    assert counted.keys() == taken.keys()
+    return [(counted[step], taken[step]) for step in counted]
+
+
+def by_epochs(settings, *sections: str):
+    """The same settings with one epoch instead of a number of steps."""
+    for section in sections:
+        settings = change(settings, section, steps=None)
+    return settings
+
+
+@pytest.mark.parametrize("sources", SOURCES, ids="-".join)
+def test_every_source_of_groups_counts(data, tmp_path, monkeypatch, sources):
+    """Where the re-ranker accepts and rejects enough, every source gives a group a query."""
+    monkeypatch.setattr(v2_run, "calibrate", lambda *_: Calibration(slope=1e-9))  # all have 0.5
+    monkeypatch.setattr(v2_settings, "check_thresholds", lambda *_: None)
+    settings = by_epochs(running.rocketqav2(tmp_path / "run", data), "joint")
+    settings = change(settings, "data", max_train_queries=25, unlabelled="train")
+    settings = change(settings, "joint", rounds=1, queries=20)
+    settings = change(settings, "joint.groups", sources=sources, negative_below=0.6, positive_above=0.4)
+    counts = {"random": 20, "denoised": 20, "pseudo": 15}
+    expected = math.ceil(sum(counts[source] for source in sources) / 4)
+    assert planned_and_done(settings)[-1] == (expected, expected)
+
+
+def test_the_steps_of_the_other_systems_are_those_that_are_taken(data, tmp_path):
+    pair = by_epochs(running.pair(tmp_path / "pair", data), "teacher_retriever", "teacher_reranker")
+    rocketqa = by_epochs(running.rocketqa(tmp_path / "rocketqa", data), "step1", "step3")
+    rocketqa = change(rocketqa, "step1", negatives=2, one_negative_per_example=True)
+    made = toy.collection()
+    longer = {id: replace(p, text=f"{p.text} this is another sentence .") for id, p in made.passages.items()}
+    sentences = toy.write(tmp_path / "sentences", replace(made, passages=longer))
+    ict = ICTSettings(passages=30, batch_size=4, optimizer=FAST)
+    ar2 = running.ar2(tmp_path / "ar2", sentences, ict=ict)
+    ar2 = by_epochs(ar2, "adversarial.retriever", "adversarial.reranker", "warmup_reranker")
+    for settings in (pair, rocketqa, ar2):
+        for counted, taken in planned_and_done(settings):
+            assert counted == taken, settings
