@@ -45,11 +45,8 @@ def told_of_lost_ranks(error: RuntimeError) -> str | None:
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    names = ", ".join(map(str, gone))
-    who = (
-        f"rank {names} of {world_size()} has" if gone else "another rank, which this machine cannot see, has"
-    )
-    return f"{who} ended or was killed, so rank {rank()} ends as well ({_first_line(error)})"
+    who = f"rank {', '.join(map(str, gone))} of {world_size()}" if gone else "a rank of another machine"
+    return f"{who} has ended or was killed, so rank {rank()} ends as well ({_first_line(error)})"
 
 
 def _runs(pid: int) -> bool:

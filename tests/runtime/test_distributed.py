@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import distributed_worker
 import numpy as np
 import pytest
+import toy
 
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.search.index import VectorIndex
@@ -138,3 +140,26 @@ def test_only_rank_0_writes(one, two):
     for row, other in zip(rows, expected, strict=True):
         assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
     assert json.loads((folder / "last" / "state.json").read_text())["step"] == 8
+
+
+def test_a_rank_that_was_killed_is_named(tmp_path):
+    """The other one ends, instead of a traceback of the transport or a wait for ever."""
+    command = (sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2")
+    script = toy.ROOT / "tests" / "lost_rank_worker.py"
+    done = toy.run(*command, "--log_dir", tmp_path / "log", script, tmp_path, cwd=tmp_path, timeout=120)
+    assert done.returncode != 0
+    told = (tmp_path / "log" / "workerlog.0").read_text()
+    assert "rocketqa: rank 1 of 2 has ended or was killed, so rank 0 ends as well" in told
+    assert "the same command goes on from what was saved" in told
+    assert "Traceback" not in told
+    assert (tmp_path / "code").read_text() == "1"
+
+
+def test_other_errors_are_not_taken_for_a_lost_rank(monkeypatch):
+    error = RuntimeError("[/paddle/third_party/gloo/gloo/transport/tcp/pair.cc:576] Read error")
+    assert distributed.told_of_lost_ranks(error) is None  # one process has no others
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "_GONE_SECONDS", 0.0)
+    assert distributed.told_of_lost_ranks(RuntimeError("shapes differ")) is None
+    monkeypatch.setattr(distributed, "_processes", [("here", 1), ("far away", 2)])
+    assert distributed.told_of_lost_ranks(error).startswith("a rank of another machine has ended")
