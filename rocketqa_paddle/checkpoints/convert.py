@@ -22,6 +22,7 @@ import numpy as np
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.checkpoints import published
+from rocketqa_paddle.checkpoints.fields import naming
 from rocketqa_paddle.checkpoints.formats import huggingface, paddlenlp, reference
 from rocketqa_paddle.checkpoints.formats.config import SECTION
 from rocketqa_paddle.checkpoints.formats.towers import SIDES, join_towers, split_towers
@@ -34,6 +35,7 @@ from rocketqa_paddle.runtime.storage import read_json
 Format = Literal["native", "reference", "paddlenlp", "huggingface"]
 _LIBRARIES = {"paddlenlp": paddlenlp, "huggingface": huggingface}
 _TOOLKIT_KEYS = {*reference.PATHS}
+_NOT_VARIABLES = {"model.safetensors", "pytorch_model.bin", "model_state.pdparams", huggingface.MODULES}
 
 
 class Source(NamedTuple):
@@ -62,33 +64,42 @@ def read(source: str | Path, *, kind: Kind | None = None) -> Checkpoint:
 
 def read_found(source: Source) -> Checkpoint:
     """Read a model that `find` has found."""
-    if source.format is None:
-        return paddlenlp.read_named(str(source.path))
-    if source.format == "native":
-        return checkpoints.load(source.path)
-    if source.format == "reference":
-        return _read_reference(source.path)
-    library = _LIBRARIES[source.format]
-    if _has_towers(source.path):
-        return join_towers(*(library.read(source.path / side).checkpoint() for side in SIDES), source.path)
-    return library.read(source.path).checkpoint()
+    with naming(source.path):
+        if source.format is None:
+            return paddlenlp.read_named(str(source.path))
+        if source.format == "native":
+            return checkpoints.load(source.path)
+        if source.format == "reference":
+            return _read_reference(source.path)
+        library = _LIBRARIES[source.format]
+        if _has_towers(source.path):
+            towers = (library.read(source.path / side).checkpoint() for side in SIDES)
+            return join_towers(*towers, source.path)
+        return library.read(source.path).checkpoint()
 
 
 def _read_reference(path: Path) -> Checkpoint:
     """Read the toolkit's JSON, which names a checkpoint folder of this project if `train` saved the model."""
     named = read_json(path).get("model_checkpoint_path")
-    if isinstance(named, str) and checkpoints.is_checkpoint(path.parent / named):
-        return checkpoints.load(path.parent / named)
+    folder = path.parent / named if isinstance(named, str) else path
+    if folder.is_dir() and checkpoints.is_checkpoint(folder):
+        return reference.with_settings_of(path, checkpoints.load(folder))
+    if folder.is_dir() and (others := _NOT_VARIABLES & {file.name for file in folder.iterdir()}):
+        raise ValueError(
+            f"{path}: model_checkpoint_path is {named!r}, which has no variables of the toolkit but "
+            f"{', '.join(sorted(others))}: give that folder itself, {folder}"
+        )
     return reference.read(path)
 
 
 def read_encoder(source: str | Path) -> EncoderWeights | None:
     """Read the encoder of a Hugging Face or PaddleNLP model; return None for the other formats."""
     found = find(source)
-    if found.format is None:
-        return paddlenlp.read(paddlenlp.download(str(found.path))).encoder()
-    if found.format in _LIBRARIES and not _has_towers(found.path):
-        return _LIBRARIES[found.format].read(found.path).encoder()
+    with naming(found.path):
+        if found.format is None:
+            return paddlenlp.read(paddlenlp.download(str(found.path))).encoder()
+        if found.format in _LIBRARIES and not _has_towers(found.path):
+            return _LIBRARIES[found.format].read(found.path).encoder()
     return None
 
 
@@ -147,12 +158,21 @@ def _find_in_folder(path: Path) -> Source:
         return Source("paddlenlp", path)
     if files & {huggingface.MODULES, "config.json"}:
         return Source("huggingface", path)
+    if models := _models_of_a_run(path):
+        listed = " or ".join(map(str, models))
+        raise FileNotFoundError(f"{path} is what `rocketqa train` wrote, with several models: give {listed}")
     if toolkits := [file.name for file in sorted(path.glob("*.json")) if _is_toolkits(file)]:
         raise FileNotFoundError(f"{path} holds several models: give one of {', '.join(toolkits)}")
     raise FileNotFoundError(
         f"{path}: no model there. Expected a folder with config.json: a checkpoint of this project, a model "
         "of the RocketQA toolkit, or one of PaddleNLP, Hugging Face or sentence-transformers"
     )
+
+
+def _models_of_a_run(path: Path) -> list[Path]:
+    """Return the models in a run's folder `best`, or in the run folder that has it."""
+    inside = (folder / kind for folder in (path, path / "best") for kind in ("retriever", "reranker"))
+    return [folder for folder in inside if (folder / checkpoints.CONFIG).is_file()]
 
 
 def _is_toolkits(file: Path) -> bool:
@@ -238,8 +258,7 @@ SAMPLE = (
 
 def largest_difference(one: Checkpoint, other: Checkpoint) -> float:
     """Return the largest difference of two models' outputs on `SAMPLE`: elements of vectors, or scores."""
-    differences = [np.abs(a - b).max() for a, b in zip(_outputs(one), _outputs(other), strict=True)]
-    return float(np.max(differences))  # NaN if one of them is NaN
+    return float(max(np.abs(a - b).max() for a, b in zip(_outputs(one), _outputs(other), strict=True)))
 
 
 def _outputs(checkpoint: Checkpoint) -> list[np.ndarray]:

@@ -4,11 +4,13 @@ A folder holds `config.json`, `model.safetensors`, the vocabulary and `README.md
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rocketqa_paddle.networks.encoders import Checkpoint, Kind, describe, restore
+from rocketqa_paddle.checkpoints.fields import field, naming, tokenizer_settings
+from rocketqa_paddle.networks.encoders import Checkpoint, Kind, describe, kind_of, restore
 from rocketqa_paddle.networks.ernie import ErnieConfig
 from rocketqa_paddle.networks.parameters import to_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
@@ -17,11 +19,12 @@ from rocketqa_paddle.runtime.storage import read_arrays, read_json, save_arrays,
 
 FORMAT_VERSION = 1
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
+VOCABULARIES = ("vocab.txt", "spm.model")
 CHECKPOINT_FILES = (CONFIG, WEIGHTS, CARD)
 """The files that every checkpoint folder has beside the vocabulary."""
 CONTENTS = Contents(
     "checkpoint",
-    names=(*CHECKPOINT_FILES, "vocab.txt", "spm.model"),
+    names=(*CHECKPOINT_FILES, *VOCABULARIES),
     markers=(CONFIG,),
     is_ours=lambda values: "format_version" in values,
 )
@@ -46,10 +49,20 @@ def write(checkpoint: Checkpoint, folder: Path, card: str = "") -> None:
         "encoder": dataclasses.asdict(network.config),
         "lengths": checkpoint.lengths,
         "tokenizer": {"file": tokenizer.save(folder), **tokenizer.settings},
+        "vocabulary": _vocabulary_record(tokenizer),
     }
     write_json(folder / CONFIG, config)
     save_arrays(folder / WEIGHTS, to_arrays(network))
     (folder / CARD).write_text(_card(config, card), encoding="utf-8")
+
+
+def _vocabulary_record(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what tells half a vocabulary or another one from the one that the model was trained with."""
+    return {"tokens": len(tokenizer), "fingerprint": tokenizer.fingerprint.hex()[:16]}
+
+
+def _listed(record: Mapping[str, Any]) -> str:
+    return f"{reprlib.repr(record.get('tokens'))} tokens ({reprlib.repr(record.get('fingerprint'))})"
 
 
 def _card(config: Mapping[str, Any], text: str) -> str:
@@ -84,22 +97,36 @@ def load(
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the checkpoint is of the other kind, its format is newer than this version, or its
-            parameters do not fit its sizes.
+        ValueError: the checkpoint is of the other kind, its format is newer than this version, its parameters
+            do not fit its sizes, or its vocabulary is not the one that was saved.
     """
     folder = whole(folder)
-    config = read_config(folder)
-    if kind not in (None, config.get("model_type")):
-        raise ValueError(f"{folder} is a {config.get('model_type')}, expected a {kind}")
-    try:
-        sizes = ErnieConfig.from_dict(config["encoder"])
-        arrays = read_arrays(folder / WEIGHTS)
+    config, source = read_config(folder), folder / CONFIG
+    with naming(source):
+        found, sizes = kind_of(config), ErnieConfig.from_dict(field(config, "encoder", dict, source))
+    if found != (kind or found):
+        raise ValueError(f"{folder} is a {found}, expected a {kind}")
+    with naming(folder):
+        tokenizer = _read_tokenizer(folder, config, source)
+        lengths, arrays = field(config, "lengths", dict, source), read_arrays(folder / WEIGHTS)
         network = restore(config, sizes, arrays, folder, dropout=dropout, use_recompute=use_recompute)
-        settings, lengths = dict(config["tokenizer"]), dict(config["lengths"])
-        vocabulary = folder / Path(settings.pop("file")).name
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: not whole ({type(error).__name__}: {error})") from None
-    return Checkpoint(network, Tokenizer(vocabulary, **settings), lengths)
+        return Checkpoint(network, tokenizer, lengths)
+
+
+def _read_tokenizer(folder: Path, config: Mapping[str, Any], source: Path) -> Tokenizer:
+    """Read the vocabulary of a folder, and compare it with the record of `save` if the folder has one."""
+    settings = dict(field(config, "tokenizer", dict, source))
+    if (file := settings.pop("file", None)) not in VOCABULARIES:
+        raise ValueError(f"{source}: file {reprlib.repr(file)}, expected one of {', '.join(VOCABULARIES)}")
+    tokenizer = Tokenizer(folder / file, **tokenizer_settings(settings, source))
+    expected = field(config, "vocabulary", dict, source, default={})
+    if expected and expected != (found := _vocabulary_record(tokenizer)):
+        raise ValueError(
+            f"{folder / file}: {_listed(found)}, but the model was saved with {_listed(expected)}. The file "
+            f'is damaged or another one: copy it again, or remove "vocabulary" from {CONFIG} if you '
+            "changed it on purpose"
+        )
+    return tokenizer
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -116,7 +143,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if "format_version" not in config:
         raise ValueError(f"{path}: not a checkpoint of this project (no format_version)")
     if (version := config["format_version"]) != FORMAT_VERSION:
-        raise ValueError(f"{path}: format {version!r}, this version reads {FORMAT_VERSION}: upgrade")
+        raise ValueError(
+            f"{path}: format {reprlib.repr(version)}, this version reads {FORMAT_VERSION}: upgrade"
+        )
     return config
 
 

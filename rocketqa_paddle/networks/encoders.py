@@ -1,6 +1,7 @@
 """The networks: a dual encoder that retrieves, a cross encoder that re-ranks, and how they read text."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,24 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from rocketqa_paddle.networks.batching import Batch
-from rocketqa_paddle.networks.ernie import Ernie, ErnieConfig, blank_weights, initialise, weights
-from rocketqa_paddle.networks.parameters import Arrays, fingerprint_parts, load_arrays, to_arrays
+from rocketqa_paddle.networks.ernie import (
+    Ernie,
+    ErnieConfig,
+    blank_weights,
+    check_number,
+    initialise,
+    parameter_shapes,
+    weights,
+)
+from rocketqa_paddle.networks.parameters import (
+    Arrays,
+    check_layers,
+    fingerprint_parts,
+    fit,
+    load_arrays,
+    shapes_of,
+    to_arrays,
+)
 from rocketqa_paddle.networks.tokenization import Tokenizer
 from rocketqa_paddle.runtime import storage
 
@@ -21,6 +38,10 @@ Head = Literal["logit", "classes", "pooled_logit"]
 Kind = Literal["dual_encoder", "cross_encoder"]
 DUAL: Kind = "dual_encoder"
 CROSS: Kind = "cross_encoder"
+TEMPERATURES = (1e-6, 1e6)
+"""Between these every quotient of a vector and a temperature is a finite number of float32."""
+LEAST_LENGTHS = {"query": 3, "passage": 4, "pair": 5}
+"""The fewest tokens that leave room for one token of each text beside the special ones."""
 
 
 class DualEncoder(nn.Layer):
@@ -50,9 +71,11 @@ class DualEncoder(nn.Layer):
     ) -> None:
         super().__init__()
         if pooling not in ("cls", "mean"):
-            raise ValueError(f"pooling={pooling!r}, expected 'cls' or 'mean'")
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature}, expected a number above 0")
+            raise ValueError(f"pooling={reprlib.repr(pooling)}, expected 'cls' or 'mean'")
+        for name, switch in (("shared", shared), ("normalize", normalize)):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name}={reprlib.repr(switch)}, expected true or false")
+        check_number("temperature", temperature, above=TEMPERATURES[0], below=TEMPERATURES[1])
         self.config, self.pooling, self.normalize, self.temperature = config, pooling, normalize, temperature
         self.query = Ernie(config, dropout, use_recompute)
         self.passage = self.query if shared else Ernie(config, dropout, use_recompute)
@@ -100,7 +123,8 @@ class CrossEncoder(nn.Layer):
     ) -> None:
         super().__init__()
         if head not in ("logit", "classes", "pooled_logit"):
-            raise ValueError(f"head={head!r}, expected 'logit', 'classes' or 'pooled_logit'")
+            expected = "expected 'logit', 'classes' or 'pooled_logit'"
+            raise ValueError(f"head={reprlib.repr(head)}, {expected}")
         self.config, self.head = config, head
         self.ernie = Ernie(config, dropout, use_recompute)
         size = config.hidden_size
@@ -125,6 +149,8 @@ class CrossEncoder(nn.Layer):
 
 
 DUAL_SETTINGS = ("shared", "pooling", "normalize", "temperature")
+SETTINGS = {DUAL: DUAL_SETTINGS, CROSS: ("head",)}
+"""What describes a network of each kind beside the sizes of its encoder."""
 
 
 def describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:
@@ -134,29 +160,67 @@ def describe(network: DualEncoder | CrossEncoder) -> dict[str, Any]:
     return {"model_type": DUAL, **{name: getattr(network, name) for name in DUAL_SETTINGS}}
 
 
+def shapes(description: Mapping[str, Any], sizes: ErnieConfig) -> dict[str, list[int]]:
+    """Return the shapes of all parameters that the network of `build` would have, by name, without making it.
+
+    Raises:
+        ValueError: the description is of no kind that there is.
+    """
+    encoder = parameter_shapes(sizes)
+    if kind_of(description) == DUAL:
+        sides = ("query",) if description.get("shared") else ("query", "passage")
+        return {f"{side}.{name}": shape for side in sides for name, shape in encoder.items()}
+    head, size = description.get("head"), sizes.hidden_size
+    pooler = {} if head == "logit" else {"pooler.weight": [size, size], "pooler.bias": [size]}
+    units = 2 if head == "classes" else 1
+    output = {"output.weight": [size, units], "output.bias": [units]}
+    return {f"ernie.{name}": shape for name, shape in encoder.items()} | pooler | output
+
+
+def check_shapes(
+    given: Mapping[str, list[int]], description: Mapping[str, Any], sizes: ErnieConfig, source: str | Path
+) -> None:
+    """Compare the shapes of the arrays in `source` with those of the network that is described.
+
+    Raises:
+        ValueError: an array is missing, left over or of another shape, or the description is wrong.
+    """
+    check_layers(sizes.num_layers, given, source)
+    fit(shapes(description, sizes), given, source)
+
+
 def build(description: Mapping[str, Any], sizes: ErnieConfig, **training: Any) -> DualEncoder | CrossEncoder:
     """Make the network that `describe` described, with weights of zero, which are to be filled in.
 
     `training` may give `dropout` and `use_recompute`.
 
     Raises:
-        KeyError: a setting is missing.
-        ValueError: a setting has a value that is not allowed.
+        ValueError: a setting is missing or has a value that is not allowed.
     """
-    kind = description["model_type"]
+    kind, settings = description.get("model_type"), SETTINGS[kind_of(description)]
+    if missing := [name for name in settings if name not in description]:
+        raise ValueError(f"no {' and no '.join(missing)}, which a {kind} needs")
+    given = {name: description[name] for name in settings}
     with blank_weights():
-        if kind == CROSS:
-            return CrossEncoder(sizes, head=description["head"], **training)
-        if kind == DUAL:
-            settings = {name: description[name] for name in DUAL_SETTINGS}
-            return DualEncoder(sizes, **settings, **training)
-    raise ValueError(f"model_type {kind!r}, expected {DUAL!r} or {CROSS!r}")
+        return (CrossEncoder if kind == CROSS else DualEncoder)(sizes, **given, **training)
+
+
+def kind_of(description: Mapping[str, Any]) -> Kind:
+    """Return the kind of network that is described, or refuse a description of another one."""
+    if (kind := description.get("model_type")) not in (DUAL, CROSS):
+        raise ValueError(f"model_type {reprlib.repr(kind)}, expected {DUAL!r} or {CROSS!r}")
+    return kind
 
 
 def restore(
     description: Mapping[str, Any], sizes: ErnieConfig, arrays: Arrays, source: str | Path, **training: Any
 ) -> DualEncoder | CrossEncoder:
-    """Make the network that `describe` described, filled with the arrays of `source`; see `build`."""
+    """Make the network that `describe` described, filled with the arrays of `source`; see `build`.
+
+    The arrays are compared with what such a network has before it is made, so that a description with wrong
+    sizes costs neither memory nor time.
+    """
+    check_shapes(shapes_of(arrays), description, sizes, source)
     network = build(description, sizes, **training)
     load_arrays(network, arrays, source)
     network.eval()
@@ -171,8 +235,8 @@ class Checkpoint:
     dual encoder and `{"pair": …}` for a cross encoder.
 
     Raises:
-        ValueError: the lengths are those of the other kind or exceed the encoder's positions, or the
-            vocabulary is larger than the encoder's.
+        ValueError: the lengths are those of the other kind, are no whole numbers, leave no room for text or
+            exceed the encoder's positions, or the vocabulary is larger than the encoder's.
     """
 
     network: DualEncoder | CrossEncoder
@@ -182,11 +246,14 @@ class Checkpoint:
     def __post_init__(self) -> None:
         names, sizes = {"pair"} if self.kind == CROSS else {"query", "passage"}, self.network.config
         if set(self.lengths) != names:
-            raise ValueError(f"lengths {self.lengths}, expected {sorted(names)}")
+            raise ValueError(f"lengths {reprlib.repr(self.lengths)}, expected {sorted(names)}")
         if (tokens := len(self.tokenizer)) > sizes.vocab_size:
             path = self.tokenizer.path
             raise ValueError(f"{path}: {tokens} tokens, but the encoder has {sizes.vocab_size}")
         for name, length in self.lengths.items():
+            if type(length) is not int or length < LEAST_LENGTHS[name]:
+                expected = f"expected a whole number from {LEAST_LENGTHS[name]} on"
+                raise ValueError(f"{name} length {reprlib.repr(length)}, {expected}")
             if length > (most := sizes.max_positions):
                 raise ValueError(f"{name} length {length}, but the encoder has only {most} positions")
 

@@ -9,6 +9,8 @@ of heads, each of which has `D = H / A` units.
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +25,14 @@ from paddle.distributed.fleet.utils import recompute
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}  # gelu: the erf form, as in the reference
 MASKED = -10000.0  # added to the score of a padding token, as in the reference
+LARGEST = 2**31 - 1  # of every size
+
+
+def check_number(name: str, value: Any, *, above: float, below: float) -> None:
+    """Refuse a setting that is not a number between two bounds, which are not allowed themselves."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
+        upper = "" if below == math.inf else f" and below {below:g}"
+        raise ValueError(f"{name}={reprlib.repr(value)}, expected a finite number above {above:g}{upper}")
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,8 @@ class ErnieConfig:
     task embedding; 0 means that there is none.
 
     Raises:
-        ValueError: a size is not a whole number, the heads cannot share the hidden units equally, or the
-            activation is unknown.
+        ValueError: a size is not a whole number, a rate is not a positive number, the heads cannot share the
+            hidden units equally, or the activation is unknown.
     """
 
     vocab_size: int
@@ -52,21 +62,50 @@ class ErnieConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "task_types" else 1
-            if field.type == "int" and (type(value) is not int or value < least):
-                raise ValueError(f"{field.name}={value!r}, expected a whole number from {least} on")
+            if field.type == "int" and not (type(value) is int and least <= value <= LARGEST):
+                given = f"{field.name}={reprlib.repr(value)}"
+                raise ValueError(f"{given}, expected a whole number from {least} to {LARGEST}")
+            if field.type == "float":
+                check_number(field.name, value, above=0, below=math.inf)
         if self.hidden_size % self.num_heads:
             problem = f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}"
             raise ValueError(f"{problem}: every head takes an equal share of the hidden units")
         if self.activation not in list(ACTIVATIONS):
-            raise ValueError(f"activation={self.activation!r}, expected one of {sorted(ACTIVATIONS)}")
+            given = reprlib.repr(self.activation)
+            raise ValueError(f"activation={given}, expected one of {sorted(ACTIVATIONS)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ErnieConfig:
         """Make a config of a saved dictionary; a key that is not a field raises a `ValueError`."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown encoder settings {unknown}, expected {sorted(known)}")
+            raise ValueError(f"unknown encoder settings {reprlib.repr(unknown)}, expected {sorted(known)}")
+        if "vocab_size" not in values:
+            raise ValueError("no vocab_size among the encoder settings")
         return cls(**values)
+
+
+def parameter_shapes(sizes: ErnieConfig) -> dict[str, list[int]]:
+    """Return the shapes of all parameters of an `Ernie` of these sizes, by name, without making one."""
+    hidden, ffn, shapes = sizes.hidden_size, sizes.ffn_size, {}
+    rows = {"word": sizes.vocab_size, "position": sizes.max_positions, "sentence": sizes.sent_types}
+    if sizes.task_types:
+        rows["task"] = sizes.task_types
+    for name, count in rows.items():
+        shapes[f"{name}_embedding.weight"] = [count, hidden]
+
+    def add(module: str, *weight: int) -> None:
+        shapes[f"{module}.weight"], shapes[f"{module}.bias"] = [*weight], [weight[-1]]
+
+    add("norm", hidden)
+    for i in range(sizes.num_layers):
+        for name in ("query", "key", "value", "output"):
+            add(f"layers.{i}.attention.{name}", hidden, hidden)
+        add(f"layers.{i}.attention_norm", hidden)
+        add(f"layers.{i}.ffn_in", hidden, ffn)
+        add(f"layers.{i}.ffn_out", ffn, hidden)
+        add(f"layers.{i}.ffn_norm", hidden)
+    return shapes
 
 
 _BLANK: ContextVar[bool] = ContextVar("blank", default=False)
@@ -177,6 +216,8 @@ class Ernie(nn.Layer):
 
     def __init__(self, config: ErnieConfig, dropout: float = 0.0, use_recompute: bool = False) -> None:
         super().__init__()
+        if dropout != 0:
+            check_number("dropout", dropout, above=0, below=1)
         self.config, self.use_recompute = config, use_recompute
         size = config.hidden_size
         self.word_embedding = nn.Embedding(config.vocab_size, size, **weights())

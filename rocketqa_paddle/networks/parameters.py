@@ -1,6 +1,6 @@
 """The parameters of a network by name: copied out, checked and filled in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,8 @@ import paddle
 from paddle import Tensor, nn
 
 Arrays = Mapping[str, np.ndarray]
+Shapes = Mapping[str, list[int]]
+_NAMED = 5  # parameters of one problem that a message names; it counts the others
 
 
 def named_tensors(network: nn.Layer) -> dict[str, Tensor]:
@@ -34,20 +36,49 @@ def load_arrays_into(tensors: Mapping[str, Tensor], arrays: Arrays, source: str 
     """Fill tensors by name with arrays that come from `source`.
 
     Raises:
-        ValueError: lists every array that is missing, left over or of another shape. Nothing is filled then.
+        ValueError: an array is missing, left over or of another shape. Nothing is filled then.
     """
-    expected, given = ({name: list(a.shape) for name, a in named.items()} for named in (tensors, arrays))
-    common = sorted(expected.keys() & given)
-    problems = [
-        *(f"missing {name} {expected[name]}" for name in sorted(expected.keys() - given)),
-        *(f"left over {name} {given[name]}" for name in sorted(given.keys() - expected)),
-        *(f"{n} is {given[n]}, expected {expected[n]}" for n in common if given[n] != expected[n]),
-    ]
-    if problems:
-        raise ValueError(f"{source}: the parameters do not fit the network:\n  " + "\n  ".join(problems))
+    fit(shapes_of(tensors), shapes_of(arrays), source)
     with paddle.no_grad():
         for name, array in arrays.items():
             tensors[name].set_value(array)
+
+
+def shapes_of(arrays: Mapping[str, Tensor | np.ndarray]) -> dict[str, list[int]]:
+    """Return the shape of every array or tensor by its name."""
+    return {name: list(array.shape) for name, array in arrays.items()}
+
+
+def fit(expected: Shapes, given: Shapes, source: str | Path) -> None:
+    """Compare the shapes of the arrays in `source` with those that a network expects.
+
+    Raises:
+        ValueError: arrays are missing, left over or of another shape. The message names the first of each.
+    """
+    common = sorted(expected.keys() & given)
+    problems = [
+        *_first([f"missing {name} {expected[name]}" for name in sorted(expected.keys() - given)], "missing"),
+        *_first(
+            [f"left over {name[:80]} {given[name]}" for name in sorted(given.keys() - expected)], "left over"
+        ),
+        *_first(
+            [f"{n} is {given[n]}, expected {expected[n]}" for n in common if given[n] != expected[n]],
+            "of another shape",
+        ),
+    ]
+    if problems:
+        raise ValueError(f"{source}: the parameters do not fit the network:\n  " + "\n  ".join(problems))
+
+
+def _first(problems: list[str], kind: str) -> list[str]:
+    more = [f"and {len(problems) - _NAMED} more {kind}"] if len(problems) > _NAMED else []
+    return [*problems[:_NAMED], *more]
+
+
+def check_layers(layers: int, arrays: Collection[str], source: str | Path) -> None:
+    """Refuse a number of layers for which `source` has too few arrays, before anything counts up to it."""
+    if layers > len(arrays):
+        raise ValueError(f"{source}: the parameters do not fit: {layers} layers, but {len(arrays)} arrays")
 
 
 def fingerprint_parts(arrays: Arrays) -> Iterator[str | np.ndarray]:

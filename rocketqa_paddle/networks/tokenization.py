@@ -224,7 +224,10 @@ class _SentencePieces:
     def __init__(self, path: Path, lower_case: bool) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self._model = SentencePieceProcessor(model_file=str(path))
+        try:
+            self._model = SentencePieceProcessor(model_proto=path.read_bytes())
+        except RuntimeError as error:
+            raise ValueError(f"{path}: not a whole SentencePiece model ({error})") from None
 
     def __len__(self) -> int:
         return self._model.get_piece_size()

@@ -1,6 +1,7 @@
 """Vocabularies of word pieces: read, written, and trained on texts."""
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from rocketqa_paddle.runtime.storage import atomic, read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LARGEST_ID = 2**31 - 1
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -37,21 +39,29 @@ def read_vocab(path: str | Path) -> dict[str, int]:
     vocab: dict[str, int] = {}
     for number, line in enumerate(lines):
         token, *index = line.strip().split("\t")
-        if index and not (index[0].isdecimal() and int(index[0]) < 2**31):
+        if index and not (index[0].isdecimal() and len(index[0]) <= 10 and int(index[0]) <= _LARGEST_ID):
             where = f"{path}:{number + 1}"
-            raise ValueError(f"{where}: {index[0]!r} is not an id; a line is a token, or token TAB id")
+            given = reprlib.repr(index[0])
+            raise ValueError(f"{where}: {given} is not an id; a line is a token, or token TAB id")
         vocab[token.strip()] = int(index[0]) if index else number
     return vocab
 
 
 def _read_tokenizer_json(path: Path) -> dict[str, int]:
     values = read_json(path)
-    model = values.get("model") or {}
+    model, added = values.get("model"), values.get("added_tokens") or []
+    model = model if isinstance(model, dict) else {}
     if not isinstance(model.get("vocab"), dict) or model.get("type", "WordPiece") != "WordPiece":
-        kind = model.get("type")
-        raise ValueError(f"{path}: the tokenizer is {kind!r}, expected 'WordPiece' with a vocabulary")
-    added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
-    return model["vocab"] | added
+        kind = reprlib.repr(model.get("type"))
+        raise ValueError(f"{path}: the tokenizer is {kind}, expected 'WordPiece' with a vocabulary")
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise ValueError(f"{path}: added_tokens is {reprlib.repr(added)}, expected a list of objects")
+    vocab = model["vocab"] | {str(token.get("content")): token.get("id") for token in added}
+    for token, index in vocab.items():
+        if type(index) is not int or not 0 <= index <= _LARGEST_ID:
+            given = f"{reprlib.repr(token)} has the id {reprlib.repr(index)}"
+            raise ValueError(f"{path}: the token {given}, expected a whole number from 0 to {_LARGEST_ID}")
+    return vocab
 
 
 def write_vocab(path: str | Path, vocabulary: Mapping[str, int]) -> None:

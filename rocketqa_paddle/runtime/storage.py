@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 _BLOCK = 1 << 20  # bytes of a file that are read at once
 
@@ -105,6 +105,8 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: too many objects or lists inside one another") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
     return values
@@ -114,12 +116,41 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file, as float32.
 
     Raises:
-        ValueError: the file is cut off, or holds a type that NumPy does not know (bfloat16).
+        ValueError: the file is cut off, or holds numbers of a type that is not read (of 8 bits, or complex).
     """
     try:
-        return {name: array.astype(np.float32) for name, array in load_file(path).items()}
-    except (SafetensorError, TypeError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file of float32 or float16 ({error})") from None
+        with safe_open(path, framework="numpy") as file, open(path, "rb") as raw:  # which checks the header
+            size = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(size))
+            return {
+                name: as_float32(_bfloat16(raw, 8 + size, header[name]))
+                if header[name]["dtype"] == "BF16"
+                else as_float32(file.get_tensor(name))
+                for name in file.keys()  # noqa: SIM118
+            }
+    except (SafetensorError, AttributeError, TypeError, KeyError, ValueError) as error:
+        problem = "not a whole safetensors file of float32, float16 or bfloat16"
+        raise ValueError(f"{path}: {problem} ({str(error)[:200]})") from None
+
+
+def _bfloat16(file: BinaryIO, start: int, tensor: dict[str, Any]) -> np.ndarray:
+    """Return the bits of a tensor of bfloat16, a type that NumPy lacks."""
+    first, end = tensor["data_offsets"]
+    file.seek(start + first)
+    return np.frombuffer(file.read(end - first), dtype="<u2").reshape(tensor["shape"])
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Return numbers as float32. Those of 16 bits without sign are bfloat16, as Paddle keeps it.
+
+    Raises:
+        TypeError: they are complex.
+    """
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"numbers of the type {array.dtype}")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # bfloat16 is the upper half of float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
 
 
 def fsync(path: Path) -> None:

@@ -114,11 +114,44 @@ def test_norms_may_have_the_names_that_tensorflow_gave_them(tmp_path, words):
     check_retriever(folder, model)
 
 
-def test_bfloat16_which_numpy_does_not_know_is_refused(tmp_path, words):
+def halved(array: np.ndarray) -> np.ndarray:
+    """The bits of the bfloat16 numbers that floats are cut to: the upper half of each."""
+    return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def write_safetensors(path: Path, kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file byte by byte, with a type that NumPy may lack."""
+    header, data = {}, b""
+    for name, array in arrays.items():
+        offsets = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+        data += array.tobytes()
+    head = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "U16", "F16", "F64"])
+def test_weights_of_other_floats_give_the_vectors_of_those_numbers(tmp_path, words, kind):
+    """bfloat16 has no type in NumPy; PaddleNLP writes it as U16."""
+    model = random_model(words)
+    folder, arrays = write(tmp_path / "hf", model, HF), HF.arrays(model)
+    if kind in ("BF16", "U16"):
+        stored = {name: halved(array) for name, array in arrays.items()}
+        cut = {n: (a.view(np.uint32) & 0xFFFF0000).view(np.float32) for n, a in model.variables.items()}
+    else:
+        stored = {n: a.astype({"F16": np.float16, "F64": np.float64}[kind]) for n, a in arrays.items()}
+        cut = {n: a.astype(np.float16 if kind == "F16" else a.dtype) for n, a in model.variables.items()}
+    write_safetensors(folder / "model.safetensors", kind, stored)
+    check_retriever(folder, replace(model, variables={n: a.astype(np.float32) for n, a in cut.items()}))
+
+
+@pytest.mark.parametrize("kind, size", [("F8_E4M3", 1), ("C64", 8)])
+def test_weights_of_numbers_that_are_not_read_are_refused(tmp_path, words, kind, size):
     folder = write(tmp_path / "hf", random_model(words), HF)
-    header = json.dumps({"embeddings.x": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
-    with pytest.raises(ValueError, match="model.safetensors: not a whole .* file of float32 or float16"):
+    write_safetensors(folder / "model.safetensors", kind, {"embeddings.x": np.zeros(size, np.uint8)})
+    header = (folder / "model.safetensors").read_bytes().replace(b"[%d]" % size, b"[1]")
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header) - 8 - size) + header[8:])
+    with pytest.raises(ValueError, match="model.safetensors: not a whole .* file of float32, float16 or bf"):
         convert.read(folder)
 
 
@@ -334,6 +367,33 @@ def test_other_modules_are_refused_by_name(tmp_path, words, kinds):
     with pytest.raises(ValueError) as error:
         convert.read(folder)
     assert f"modules.json: modules {kinds}, expected Transformer, Pooling" in str(error.value)
+
+
+@pytest.mark.parametrize("name, cosine", [("cosine", True), ("dot", False), (None, False), ("", False)])
+def test_a_sentence_transformer_without_normalize_is_compared_as_it_says(tmp_path, words, name, cosine):
+    """A name that is missing ("") or null was never chosen: the vectors stay those of `encode`."""
+    model = replace(random_model(words), length=30)
+    folder = write_sentence_transformer(tmp_path / "st", model, {"pooling_mode": "mean"})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 30})
+    config = {} if name == "" else {"similarity_fn_name": name}
+    write_json(folder / "config_sentence_transformers.json", config)
+    loaded = rocketqa_paddle.load_model(folder, batch_size=4)
+    expected = model.vectors(map(model.one, QUERIES), "mean", cosine)
+    assert cosine == np.allclose(np.linalg.norm(expected, axis=1), 1)
+    close(loaded.encode_query(QUERIES), expected)
+
+    convert.write(loaded.checkpoint, tmp_path / "again", "huggingface")
+    values = read_json(tmp_path / "again" / "config_sentence_transformers.json")
+    assert values["similarity_fn_name"] == ("cosine" if cosine else "dot")
+    assert (tmp_path / "again" / "2_Normalize").is_dir() == cosine
+
+
+@pytest.mark.parametrize("name", ["euclidean", "manhattan", 3, ["cosine"]])
+def test_vectors_that_are_compared_in_another_way_are_refused(tmp_path, words, name):
+    folder = write_sentence_transformer(tmp_path / "st", random_model(words), {"pooling_mode": "cls"})
+    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": name})
+    with pytest.raises(ValueError, match="config_sentence_transformers.json: similarity_fn_name is .*, exp"):
+        convert.read(folder)
 
 
 def test_prompts_are_refused(tmp_path, words):
@@ -691,11 +751,11 @@ def test_a_sentence_transformer_that_is_saved_is_read_with_its_vectors(
 
 
 @quiet
-def test_a_model_saved_in_bfloat16_is_refused(tmp_path, words, transformers):
+def test_a_model_saved_in_bfloat16_is_read(tmp_path, words, transformers):
     import torch
 
     folder = saved_by_transformers(transformers, tmp_path / "hf", words)
-    network = transformers.AutoModel.from_pretrained(folder)
-    network.to(torch.bfloat16).save_pretrained(folder)
-    with pytest.raises(ValueError, match="model.safetensors: not a whole .* file of float32 or float16"):
-        convert.read(folder)
+    network = transformers.AutoModel.from_pretrained(folder).to(torch.bfloat16)
+    network.save_pretrained(folder)
+    weight = network.embeddings.word_embeddings.weight.float().detach().numpy()
+    np.testing.assert_array_equal(convert.read_encoder(folder).arrays["word_embedding.weight"], weight)

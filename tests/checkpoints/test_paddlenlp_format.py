@@ -5,12 +5,14 @@ What PaddleNLP itself computes is compared in `test_paddlenlp.py`, which install
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import pickle
 import re
 import struct
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from operator import methodcaller
@@ -34,6 +36,7 @@ from foreign import (
     write,
     write_json,
 )
+from numpy._core.multiarray import _reconstruct
 from safetensors.numpy import save_file
 
 from rocketqa_paddle.checkpoints import convert
@@ -211,10 +214,22 @@ def test_safetensors_are_as_good_as_pdparams(tmp_path, words):
     check_retriever(folder, model)
 
 
+def test_bfloat16_is_read(tmp_path):
+    """Paddle keeps it as 16 bits without a sign: the upper half of float32."""
+    array = np.array([1.0, -2.5, 3.0e38, 0.0, 2.0**-126], np.float32)
+    kept = (array.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    path = tmp_path / "model_state.pdparams"
+    for state in (
+        {"x": (array.view(np.uint32) >> 16).astype(np.uint16)},
+        {"x": paddle.to_tensor(kept).astype("bfloat16")},
+    ):
+        paddle.save(state, str(path))
+        np.testing.assert_array_equal(paddlenlp.read_pdparams(path)["x"], kept)
+
+
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros(3, np.uint16),  # how Paddle keeps bfloat16
         np.zeros(3, np.int64),
         np.zeros(3, bool),
         np.zeros(3, np.complex64),
@@ -380,6 +395,42 @@ def test_references_to_other_objects_are_refused(tmp_path):
         (tmp_path / "x.pdparams").write_bytes(data)
         with pytest.raises(ValueError, match="x.pdparams: not a whole file of arrays"):
             paddlenlp.read_pdparams(tmp_path / "x.pdparams")
+
+
+HUGE = 2**40
+ASKS_FOR_MEMORY = {
+    "bytes": b"\x8e" + struct.pack("<Q", HUGE),
+    "a text": b"\x8d" + struct.pack("<Q", HUGE),
+    "an array of bytes": b"\x96" + struct.pack("<Q", HUGE),
+    "a frame": b"\x95" + struct.pack("<Q", HUGE),
+    "a number": b"\x8b" + struct.pack("<i", 2**31 - 1),
+    "a place in the memo": b"Nr" + struct.pack("<I", 2**31),
+    "a shape": pickle.dumps({"x": np.zeros(1, np.float32)}, 2).replace(b"K\x01\x85", b"J\0\0\0\x7f\x85"),
+    "a shape without numbers": pickle.dumps({"x": Call(_reconstruct, np.ndarray, (HUGE,), b"f")}, 4),
+    "a type": pickle.dumps({"x": Call(np.dtype, f"V{2**31 - 1}")}, 4),
+    "a tuple": pickle.dumps({"x": Call(tuple, "x" * 60)}, 4),
+    "an encoding": pickle.dumps({"x": Call(codecs.encode, "x" * 60, "utf-32")}, 4),
+}
+
+
+@pytest.mark.parametrize("data", ASKS_FOR_MEMORY.values(), ids=ASKS_FOR_MEMORY)
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path, data):
+    path = tmp_path / "x.pdparams"
+    path.write_bytes(data if data.startswith(b"\x80") else b"\x80\x04" + data + b".")
+    assert path.stat().st_size < 300
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="x.pdparams: not a whole file of arrays"):
+            paddlenlp.read_pdparams(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_tuples_inside_one_another_as_a_name_do_not_exhaust_the_stack(tmp_path):
+    (tmp_path / "x.pdparams").write_bytes(b"\x80\x04}N" + b"\x85" * 300_000 + b"Ns.")
+    with pytest.raises(ValueError, match="x.pdparams: not a whole file of arrays"):
+        paddlenlp.read_pdparams(tmp_path / "x.pdparams")
 
 
 @pytest.mark.parametrize("function", ["numpy._core.numeric _frombuffer", "numpy.core.numeric _frombuffer"])

@@ -1,10 +1,12 @@
 """The keys of a model's JSON that Hugging Face, PaddleNLP and the reference share."""
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rocketqa_paddle.networks.encoders import CROSS, DUAL_SETTINGS, Checkpoint, describe
+from rocketqa_paddle.checkpoints.fields import tokenizer_settings
+from rocketqa_paddle.networks.encoders import CROSS, SETTINGS, Checkpoint, describe
 from rocketqa_paddle.networks.ernie import ErnieConfig
 
 SECTION = "rocketqa_paddle"
@@ -53,11 +55,13 @@ def encoder_config(values: Mapping[str, Any], source: Path) -> ErnieConfig:
         ValueError: it is another architecture than BERT or ERNIE, or a size is missing or wrong.
     """
     if values.get("model_type", "ernie") not in ("bert", "ernie"):
-        raise ValueError(f"{source}: model_type {values['model_type']!r}, expected 'bert' or 'ernie'")
+        given = reprlib.repr(values["model_type"])
+        raise ValueError(f"{source}: model_type {given}, expected 'bert' or 'ernie'")
     if (positions := values.get("position_embedding_type", "absolute")) != "absolute":
-        raise ValueError(f"{source}: position_embedding_type {positions!r}, expected 'absolute'")
+        raise ValueError(f"{source}: position_embedding_type {reprlib.repr(positions)}, expected 'absolute'")
     if values.get("use_task_id") and values.get("task_id"):
-        raise ValueError(f"{source}: task_id {values['task_id']}, expected 0, the task of retrieval")
+        given = reprlib.repr(values["task_id"])
+        raise ValueError(f"{source}: task_id {given}, expected 0, the task of retrieval")
     return read_sizes({**_DEFAULTS, **values}, source)
 
 
@@ -78,9 +82,9 @@ def native_section(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
         return {}
     types = {"model_type": str, "lengths": dict, "tokenizer": dict}
     whole = isinstance(section, dict) and all(isinstance(section.get(k), t) for k, t in types.items())
-    if not whole or not section.keys() >= ({"head"} if section["model_type"] == CROSS else {*DUAL_SETTINGS}):
+    if not whole or not section.keys() >= {*SETTINGS.get(section["model_type"], ("a kind that there is",))}:
         raise ValueError(f"{source}: the section {SECTION} is not whole")
-    return section
+    return section | {"tokenizer": tokenizer_settings(section["tokenizer"], source)}
 
 
 def config_values(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Neither transformers nor PyTorch is needed: `config.json`, safetensors and the v
 """
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
+from rocketqa_paddle.checkpoints.fields import field
 from rocketqa_paddle.checkpoints.formats.config import config_values, encoder_config, first_file
 from rocketqa_paddle.checkpoints.formats.names import HUGGINGFACE
 from rocketqa_paddle.checkpoints.formats.weights import ModelFiles, with_pooler
@@ -22,12 +24,14 @@ from rocketqa_paddle.networks.vocabulary import SPECIAL_TOKENS, read_vocab, writ
 from rocketqa_paddle.runtime.storage import read_arrays, read_json, save_arrays, write_json
 
 CONFIG, WEIGHTS, MODULES = "config.json", "model.safetensors", "modules.json"
+TOKENIZER, TRANSFORMERS = "tokenizer_config.json", "config_sentence_transformers.json"
 WRITTEN = (
-    *(CONFIG, WEIGHTS, MODULES, "vocab.txt", "tokenizer.json", "tokenizer_config.json"),
+    *(CONFIG, WEIGHTS, MODULES, "vocab.txt", "tokenizer.json", TOKENIZER),
     *("1_Pooling/config.json", "2_Normalize"),
-    *("sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("sentence_bert_config.json", TRANSFORMERS),
 )
 """The names that `write` gives."""
+_LONGEST = 255  # characters of a name of a module or its folder
 
 
 def read(folder: Path) -> ModelFiles:
@@ -43,7 +47,8 @@ def read(folder: Path) -> ModelFiles:
     encoder, pooling = _read_modules(folder) if (folder / MODULES).is_file() else (folder, {})
     values = read_json(_existing(encoder, CONFIG))
     sizes = encoder_config(values, encoder / CONFIG)
-    arrays = HUGGINGFACE.to_native(read_arrays(_existing(encoder, WEIGHTS)), sizes.num_layers)
+    weights = _existing(encoder, WEIGHTS)
+    arrays = HUGGINGFACE.to_native(read_arrays(weights), sizes.num_layers, weights)
     vocabulary = first_file(encoder, ("vocab.txt", "spm.model", "tokenizer.json"), "save the tokenizer there")
     if vocabulary.suffix == ".json":
         read_vocab(vocabulary)  # refuses other kinds of tokenizers by their names
@@ -65,24 +70,44 @@ def _existing(folder: Path, name: str) -> Path:
 
 def _read_modules(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return where the encoder is, and how its states become a vector; a cross encoder has no pooling."""
-    modules, values = _module_list(folder / MODULES), _optional(folder, "config_sentence_transformers.json")
+    modules, values = _module_list(folder / MODULES), _optional(folder, TRANSFORMERS)
     kinds, encoder = [kind for kind, _ in modules], folder / modules[0][1] if modules else folder
     if kinds == ["Transformer"] and values.get("model_type") == "CrossEncoder":
         return encoder, {}
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         expected = "expected Transformer, Pooling and perhaps Normalize"
         raise ValueError(f"{folder / MODULES}: modules {kinds}, {expected}")
-    if any((prompts := values.get("prompts") or {}).values()):
-        raise ValueError(f"{folder}: prompts {prompts} before the text, which this project does not write")
-    return encoder, {"pooling": _pooling(folder / modules[1][1]), "normalize": "Normalize" in kinds}
+    settings = folder / TRANSFORMERS
+    if any((prompts := field(values, "prompts", dict, settings, default={})).values()):
+        given = reprlib.repr(prompts)
+        raise ValueError(f"{folder}: prompts {given} before the text, which this project does not write")
+    normalize = "Normalize" in kinds or _is_cosine(values, settings)
+    return encoder, {"pooling": _pooling(folder / modules[1][1]), "normalize": normalize}
+
+
+def _is_cosine(values: dict[str, Any], source: Path) -> bool:
+    """Tell whether the vectors are to be compared by their cosine, as `similarity_fn_name` says.
+
+    Where it is missing or null, sentence-transformers' `similarity` takes the cosine. But nothing was chosen
+    there: files from before version 3 have no such key, and many of their models were trained for the inner
+    product of what `encode` returns. So the vectors stay as `encode` returns them.
+    """
+    name = field(values, "similarity_fn_name", str, source, default="dot")
+    if name not in ("cosine", "dot", "dot_product"):
+        given = f"similarity_fn_name is {reprlib.repr(name)}"
+        raise ValueError(f"{source}: {given}, expected 'cosine' or 'dot': an index searches by inner product")
+    return name == "cosine"
 
 
 def _module_list(path: Path) -> list[tuple[str, str]]:
     """Read the class of every module, without its Python package, and its folder."""
     try:
         modules = json.loads(path.read_text(encoding="utf-8"))
-        return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
-    except (ValueError, TypeError, KeyError):
+        found = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+        if any(len(part) > _LONGEST for module in found for part in module):
+            raise ValueError
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path}: expected a list of modules, each with type and path") from None
 
 
@@ -91,9 +116,9 @@ def _pooling(folder: Path) -> str:
     prefix, short = "pooling_mode_", {"cls_token": "cls", "mean_tokens": "mean"}
     modes = [key.removeprefix(prefix) for key, on in values.items() if key.startswith(prefix) and on]
     switched_on = "+".join(short.get(mode, mode) for mode in modes)  # older files have a switch for each
-    pooling = str(values.get("pooling_mode", switched_on))
+    pooling = values.get("pooling_mode", switched_on)
     if pooling not in ("cls", "mean"):
-        raise ValueError(f"{folder}: pooling {pooling!r}, expected cls or mean alone")
+        raise ValueError(f"{folder}: pooling {reprlib.repr(pooling)}, expected cls or mean alone")
     return pooling
 
 
@@ -103,8 +128,10 @@ def _lower_case(folder: Path) -> bool:
     Raises:
         ValueError: accents or Han characters are treated in a way that `Tokenizer` does not know.
     """
-    values = _optional(folder, "tokenizer_config.json")
-    normalizer = _optional(folder, "tokenizer.json").get("normalizer") or {}
+    values, normalizer = _optional(folder, TOKENIZER), _normalizer(folder / "tokenizer.json")
+    own = _optional(folder, "sentence_bert_config.json")
+    for key in ("tokenize_chinese_chars", "do_lower_case", "strip_accents"):
+        field(values, key, bool, folder / TOKENIZER, default=None)
     if not values.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True)):
         raise ValueError(f"{folder}: Han characters are not set apart, which this project always does")
     given = values.get("do_lower_case", normalizer.get("lowercase"))
@@ -115,7 +142,16 @@ def _lower_case(folder: Path) -> bool:
     if accents not in (None, given):
         problem = f"strip_accents={accents} with lower case {given}"
         raise ValueError(f"{folder}: {problem}, expected the same for both")
-    return bool(given or _optional(folder, "sentence_bert_config.json").get("do_lower_case"))
+    return given or field(own, "do_lower_case", bool, folder / "sentence_bert_config.json", default=False)
+
+
+def _normalizer(path: Path) -> dict[str, Any]:
+    """Return the normalizer in a `tokenizer.json`, whose switches are true, false or null."""
+    values = read_json(path) if path.is_file() else {}
+    normalizer = field(values, "normalizer", dict, path, default={})
+    for key in ("handle_chinese_chars", "lowercase", "strip_accents"):
+        field(normalizer, key, bool, path, default=None)
+    return normalizer
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any]:
@@ -125,8 +161,8 @@ def _optional(folder: Path, name: str) -> dict[str, Any]:
 def _max_length(folder: Path) -> int:
     """Return the largest number of tokens: sentence-transformers' setting, else the tokenizer's, else 512."""
     own = _optional(folder, "sentence_bert_config.json").get("max_seq_length")
-    given = (own, _optional(folder, "tokenizer_config.json").get("model_max_length"))
-    return next((length for length in given if isinstance(length, int) and 0 < length <= 512), 512)
+    given = (own, _optional(folder, TOKENIZER).get("model_max_length"))
+    return next((length for length in given if type(length) is int and 0 < length <= 512), 512)
 
 
 # Writing ----------------------------------------------------------------------------------------
@@ -169,7 +205,7 @@ def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
         "split_special_tokens": True,  # so that "[MASK]" in a text is text, as in the reference
         **{f"{token.strip('[]').lower()}_token": token for token in special},
     }
-    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / TOKENIZER, settings)
 
 
 def _fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
@@ -209,4 +245,4 @@ def _write_modules(network: DualEncoder, length: int, folder: Path) -> None:
     write_json(folder / paths[1] / CONFIG, pooling)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
     values = {"prompts": {}, "similarity_fn_name": "cosine" if network.normalize else "dot"}
-    write_json(folder / "config_sentence_transformers.json", values)
+    write_json(folder / TRANSFORMERS, values)

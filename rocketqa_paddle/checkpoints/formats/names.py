@@ -1,9 +1,11 @@
 """How Hugging Face and PaddleNLP name the parameters of an encoder and of a classifier's head."""
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from rocketqa_paddle.networks.parameters import Arrays, check_layers
 
 _OLD_KINDS = {"gamma": "weight", "beta": "bias"}  # as TensorFlow called them
 
@@ -19,12 +21,16 @@ class Names(NamedTuple):
     layer: tuple[str, ...]  # the modules of a layer, in the order of `_LAYER`
     transposed: bool  # whether linear weights are `[out, in]`, where Paddle's are `[in, out]`
 
-    def to_native(self, arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
-        """Return the library's arrays under native names.
+    def to_native(self, arrays: Arrays, layers: int, source: Path) -> dict[str, np.ndarray]:
+        """Return the library's arrays, which are those of the file `source`, under native names.
 
         Heads of language models are left out. An array of the encoder with an unknown name keeps it, so that
         it is reported when a network is filled.
+
+        Raises:
+            ValueError: there are fewer arrays than layers.
         """
+        check_layers(layers, arrays, source)
         native_modules = {foreign: native for native, foreign in self._modules(layers).items()}
         renamed = {}
         for name, array in arrays.items():
@@ -36,7 +42,7 @@ class Names(NamedTuple):
                 renamed[name] = array
         return renamed
 
-    def to_foreign(self, arrays: Mapping[str, np.ndarray], layers: int, base: str) -> dict[str, np.ndarray]:
+    def to_foreign(self, arrays: Arrays, layers: int, base: str) -> dict[str, np.ndarray]:
         """Return native arrays under the library's names; those of the encoder begin with `base`."""
         modules, renamed = self._modules(layers), {}
         for name, array in arrays.items():

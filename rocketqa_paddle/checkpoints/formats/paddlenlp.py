@@ -4,18 +4,18 @@ Reading and writing need no PaddleNLP; a name such as `ernie-2.0-base-en` needs 
 """
 
 import importlib.util
-import pickle
 import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
-import numpy as np
 import paddle
 
+from rocketqa_paddle.checkpoints.fields import field
 from rocketqa_paddle.checkpoints.formats.config import SECTION, config_values, encoder_config, first_file
 from rocketqa_paddle.checkpoints.formats.names import PADDLENLP
+from rocketqa_paddle.checkpoints.formats.pdparams import read_pdparams
 from rocketqa_paddle.checkpoints.formats.reference import EPSILON as REFERENCE_EPSILON
 from rocketqa_paddle.checkpoints.formats.towers import join_towers
 from rocketqa_paddle.checkpoints.formats.weights import ModelFiles, with_pooler
@@ -29,6 +29,7 @@ WEIGHTS = ("model_state.pdparams", "model.safetensors")
 WRITTEN = ("config.json", "model_state.pdparams", "vocab.txt", "tokenizer_config.json")
 """The names that `write` gives."""
 _REINITIALIZED = ("rocketqav2", "ernie-search")  # names of models that PaddleNLP runs with the epsilon 1e-5
+_DEPTH = 8  # models inside one another in `model_config.json`: a classifier holds an encoder
 ERNIE_EPSILON = 1e-12
 """The epsilon with which PaddleNLP computes ERNIE, whatever the config says. It reads that of BERT."""
 
@@ -42,71 +43,36 @@ def read(folder: Path) -> ModelFiles:
     """
     needed = "a PaddleNLP model needs one"
     config, weights = first_file(folder, CONFIGS, needed), first_file(folder, WEIGHTS, needed)
-    values = _flat(read_json(config))
+    values = _flat(read_json(config), config)
     if values.get("model_type", "ernie") == "ernie" and SECTION not in values:
         values["layer_norm_eps"] = ERNIE_EPSILON
     sizes = encoder_config(values, config)
     arrays = read_pdparams(weights) if weights.suffix == ".pdparams" else read_arrays(weights)
     vocabulary = first_file(folder, ("vocab.txt", "spm.model"), "save the tokenizer beside the model")
     settings = folder / "tokenizer_config.json"
-    lower_case = not settings.is_file() or bool(read_json(settings).get("do_lower_case", True))
-    arrays = PADDLENLP.to_native(arrays, sizes.num_layers)
+    tokenizer = read_json(settings) if settings.is_file() else {}
+    lower_case = field(tokenizer, "do_lower_case", bool, settings, default=True)
+    arrays = PADDLENLP.to_native(arrays, sizes.num_layers, weights)
     return ModelFiles(folder, values, sizes, arrays, vocabulary, lower_case, longest=512)
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def _flat(values: dict[str, Any], source: Path, depth: int = 0) -> dict[str, Any]:
     """Return a config without nesting.
 
     The older `model_config.json` keeps the sizes in nested `init_args`, and the class in `init_class`.
     """
+    if depth > _DEPTH:
+        raise ValueError(f"{source}: init_args inside one another more than {_DEPTH} times")
     flat = {}
-    for part in values.get("init_args") or []:
+    for part in field(values, "init_args", list, source, default=[]):
         if isinstance(part, dict):
-            flat |= _flat(part)
+            flat |= _flat(part, source, depth + 1)
     flat |= {key: value for key, value in values.items() if key != "init_args"}
-    kind = str(flat.get("init_class") or (flat.get("architectures") or [""])[0])
+    classes = [flat.get("init_class"), *field(flat, "architectures", list, source, default=[])]
+    kind = next((name for name in classes if isinstance(name, str)), "")
     if "model_type" not in flat and kind.startswith(("Bert", "Ernie")):
         flat["model_type"] = "bert" if kind.startswith("Bert") else "ernie"
     return flat
-
-
-def read_pdparams(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a `.pdparams` file. It is a pickle, from which nothing but arrays is ever built.
-
-    Raises:
-        ValueError: the file asks for anything else, is cut off, or holds other than floating-point numbers.
-    """
-    try:
-        with open(path, "rb") as file:
-            state = _ArraysOnly(file).load()
-        state.pop("StructuredToParameterName@@", None)
-        arrays = {name: value[1] if isinstance(value, tuple) else value for name, value in state.items()}
-        kinds = {array.dtype.kind for array in arrays.values()}
-        "".join(arrays)  # raises an error if a name is not a text
-    except Exception as error:  # a hostile or broken pickle can raise anything
-        raise ValueError(f"{path}: not a whole file of arrays, as paddle.save writes it ({error})") from None
-    if kinds - {"f"}:
-        raise ValueError(f"{path}: holds other numbers than float16, float32 or float64 (bfloat16?)")
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Admits only what NumPy needs to build an array."""
-
-    _ADMITTED = {
-        *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),
-        *(("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")),
-        *(("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer")),
-        *(("builtins", "tuple"), ("__builtin__", "tuple")),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        found = super().find_class(module, name)
-        if isinstance(found, FunctionType):
-            return lambda *arguments: found(*arguments)  # a pickle could set attributes of a shared function
-        return found
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
@@ -170,12 +136,18 @@ def names() -> frozenset[str]:
     return frozenset(ERNIE_PRETRAINED_INIT_CONFIGURATION) | frozenset(BERT_PRETRAINED_INIT_CONFIGURATION)
 
 
+@cache
+def _downloads() -> tempfile.TemporaryDirectory:
+    """A folder that is deleted when the process ends; until then a vocabulary may be read from it."""
+    return tempfile.TemporaryDirectory(prefix="rocketqa-paddlenlp-")
+
+
 def download(name: str) -> Path:
-    """Let PaddleNLP download one of `names`, and save it with its tokenizer as a folder."""
+    """Let PaddleNLP download one of `names`, and save it with its tokenizer as a folder for this process."""
     from paddlenlp.transformers import AutoModel, AutoTokenizer
     from paddlenlp.transformers.semantic_search.modeling import ErnieEncoder
 
-    folder = tempfile.mkdtemp(prefix="rocketqa-paddlenlp-")
+    folder = Path(_downloads().name, name)
     if "cross-encoder" in name:
         labels = 1 if name.startswith(_REINITIALIZED) else 2
         model = ErnieEncoder.from_pretrained(name, num_classes=labels)
@@ -183,4 +155,4 @@ def download(name: str) -> Path:
         model = AutoModel.from_pretrained(name)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
-    return Path(folder)
+    return folder

@@ -4,17 +4,36 @@ The variables have the names of the reference's `model/ernie.py`; `formats/varia
 """
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rocketqa_paddle.checkpoints.fields import naming
 from rocketqa_paddle.checkpoints.formats.config import PLAIN, read_sizes, size_values
 from rocketqa_paddle.checkpoints.formats.variable import read_variable, write_variable
-from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint, CrossEncoder, DualEncoder, build
-from rocketqa_paddle.networks.ernie import ErnieConfig
-from rocketqa_paddle.networks.parameters import load_arrays_into, named_tensors, to_arrays
+from rocketqa_paddle.networks.encoders import (
+    CROSS,
+    DUAL,
+    Checkpoint,
+    CrossEncoder,
+    DualEncoder,
+    build,
+    describe,
+    shapes,
+)
+from rocketqa_paddle.networks.ernie import ErnieConfig, parameter_shapes
+from rocketqa_paddle.networks.parameters import (
+    Arrays,
+    check_layers,
+    fit,
+    load_arrays,
+    shapes_of,
+    to_arrays,
+)
 from rocketqa_paddle.networks.tokenization import Tokenizer
 from rocketqa_paddle.networks.vocabulary import write_vocab
 from rocketqa_paddle.runtime.storage import read_json, write_json
@@ -51,6 +70,15 @@ WRITTEN = (
 """The names that `write` gives."""
 _LENGTHS = {DUAL: {"query": "q_max_seq_len", "passage": "p_max_seq_len"}, CROSS: {"pair": "max_seq_len"}}
 """The keys of the lengths in the JSON."""
+_COMPARED = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "max_positions",
+    "sent_types",
+    "activation",
+)
 _PREFIXES = {"query": "query_", "passage": "titlepara_"}
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _LEFT_OUT = re.compile(
@@ -64,10 +92,14 @@ the reference keeps in every checkpoint of ERNIE, and that a network here may no
 
 def variable(parameter: str, network: DualEncoder | CrossEncoder) -> str:
     """Return the reference's name of a parameter, which is given as `parameters.to_arrays` names it."""
+    return _variable(parameter, describe(network))
+
+
+def _variable(parameter: str, description: Mapping[str, Any]) -> str:
     part, _, rest = parameter.partition(".")
-    if isinstance(network, DualEncoder):
-        return f"{'titlepara_' if network.shared else _PREFIXES[part]}{_in_encoder(rest)}"
-    joint = "qtp_" if network.head == "logit" else ""
+    if description["model_type"] == DUAL:
+        return f"{'titlepara_' if description['shared'] else _PREFIXES[part]}{_in_encoder(rest)}"
+    joint = "qtp_" if description["head"] == "logit" else ""
     if part == "ernie":
         return f"{joint}{_in_encoder(rest)}"
     return f"{joint if part == 'output' else ''}{_in_encoder(parameter)}"
@@ -92,7 +124,7 @@ def read(path: str | Path) -> Checkpoint:
     # A published archive may leave the kind out, because the toolkit knows it by the model's name.
     kind = values.setdefault("model_type", DUAL if "q_max_seq_len" in values else CROSS)
     if kind not in (DUAL, CROSS):
-        raise ValueError(f"{path}: model_type {kind!r}, expected {DUAL!r} or {CROSS!r}")
+        raise ValueError(f"{path}: model_type {reprlib.repr(kind)}, expected {DUAL!r} or {CROSS!r}")
     try:
         encoder, vocabulary, variables = (_file(path, key, values[key]) for key in PATHS)
         lengths = {name: _length(values, key) for name, key in _LENGTHS[kind].items()}
@@ -101,20 +133,63 @@ def read(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path}: no {error}, which a {kind} needs") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    network = build(description, _sizes(encoder), dropout=0.0)
-    _fill(network, variables)
+    sizes = _sizes(encoder)
+    arrays = _read_variables(variables, description, sizes)
+    network = build(description, sizes, dropout=0.0)
+    load_arrays(network, arrays, variables)
     network.eval()
     return Checkpoint(network, Tokenizer(vocabulary, for_cn=for_cn), lengths)
+
+
+def with_settings_of(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint of this project with the lengths of the toolkit's JSON that names its folder.
+
+    Raises:
+        ValueError: the JSON contradicts the checkpoint, or a length does not fit it. The message says how.
+        FileNotFoundError: the JSON names another file that is missing.
+    """
+    values, kind = read_json(path), checkpoint.kind
+    with naming(path):
+        lengths = {name: _length(values, key) for name, key in _LENGTHS[kind].items() if key in values}
+        if problems := list(_contradictions(path, values, checkpoint)):
+            raise ValueError("this contradicts the checkpoint that it names:\n  " + "\n  ".join(problems))
+        return replace(checkpoint, lengths=checkpoint.lengths | lengths)
+
+
+def _contradictions(path: Path, values: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[str]:
+    described = describe(checkpoint.network)
+    has = {
+        "model_type": checkpoint.kind,
+        "for_cn": checkpoint.tokenizer.for_cn,
+        "share_parameter": described.get("shared", False),
+        "joint_training": described.get("head") == "logit",
+    }
+    for key, value in has.items():
+        if key in values and values[key] != value:  # 0 and 1 are equal to false and true
+            yield f"{key} is {reprlib.repr(values[key])}, there it is {value!r}"
+    if "model_vocab_path" in values:
+        vocabulary = _file(path, "model_vocab_path", values["model_vocab_path"])
+        tokenizer = Tokenizer(vocabulary, **checkpoint.tokenizer.settings)
+        if tokenizer.fingerprint != checkpoint.tokenizer.fingerprint:
+            yield f"model_vocab_path: {vocabulary} has other tokens than {checkpoint.tokenizer.path}"
+    if "model_conf_path" in values:
+        given, sizes = (
+            _sizes(_file(path, "model_conf_path", values["model_conf_path"])),
+            checkpoint.network.config,
+        )
+        for name in _COMPARED:
+            if (size := getattr(given, name)) != (there := getattr(sizes, name)):
+                yield f"model_conf_path: {name} is {size!r}, there it is {there!r}"
 
 
 def _file(path: Path, key: str, name: Any) -> Path:
     """Return the file or the folder that a key of the JSON names."""
     if not isinstance(name, str):
-        raise ValueError(f"{key} {name!r}, expected a path")
+        raise ValueError(f"{key} {reprlib.repr(name)}, expected a path")
     file, folder = path.parent / name, key == "model_checkpoint_path"
     if not (file.is_dir() if folder else file.is_file()):
         raise FileNotFoundError(
-            f"{path}: {key} is {name!r}, but there is no such {'folder' if folder else 'file'} in "
+            f"{path}: {key} is {name[:300]!r}, but there is no such {'folder' if folder else 'file'} in "
             f"{path.parent.resolve()}"
         )
     return file
@@ -122,13 +197,13 @@ def _file(path: Path, key: str, name: Any) -> Path:
 
 def _length(values: Mapping[str, Any], key: str) -> int:
     if type(values[key]) is not int or values[key] < 3:
-        raise ValueError(f"{key} {values[key]!r}, expected a number from 3 on")
+        raise ValueError(f"{key} {reprlib.repr(values[key])}, expected a number from 3 on")
     return values[key]
 
 
 def _flag(values: Mapping[str, Any], key: str) -> bool:
     if values[key] not in (True, False):  # 0 and 1 are equal to these
-        raise ValueError(f"{key} {values[key]!r}, expected true, false, 0 or 1")
+        raise ValueError(f"{key} {reprlib.repr(values[key])}, expected true, false, 0 or 1")
     return bool(values[key])
 
 
@@ -146,14 +221,22 @@ def _sizes(path: Path) -> ErnieConfig:
     return read_sizes(values, path)
 
 
-def _fill(network: DualEncoder | CrossEncoder, folder: Path) -> None:
-    """Fill a network with the variables in a folder; `load_arrays_into` checks their names and shapes."""
-    tensors = {variable(name, network): tensor for name, tensor in named_tensors(network).items()}
+def _read_variables(folder: Path, description: Mapping[str, Any], sizes: ErnieConfig) -> Arrays:
+    """Read the arrays of a network from a folder, by the network's names, after their shapes are checked.
+
+    Raises:
+        ValueError: a variable is missing, left over or of another shape, or a file is damaged.
+    """
     files = {file.name: file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
-    arrays = {name: read_variable(files[name]) for name in sorted(files.keys() & tensors.keys())}
-    unknown = files.keys() - arrays.keys() - _joint_variables(network)
-    arrays |= {name: _content(files[name]) for name in unknown if not _LEFT_OUT.fullmatch(name)}
-    load_arrays_into(tensors, arrays, folder)
+    check_layers(sizes.num_layers, files, folder)
+    native = shapes(description, sizes)
+    names = {_variable(name, description): name for name in native}
+    arrays = {name: read_variable(files[name]) for name in sorted(files.keys() & names)}
+    unknown = files.keys() - names - _joint_variables(sizes)
+    left_over = {name: _content(files[name]) for name in unknown if not _LEFT_OUT.fullmatch(name)}
+    expected = {name: native[parameter] for name, parameter in names.items()}
+    fit(expected, shapes_of(arrays | left_over), folder)
+    return {names[name]: array for name, array in arrays.items()}
 
 
 def _content(file: Path) -> np.ndarray:
@@ -164,10 +247,9 @@ def _content(file: Path) -> np.ndarray:
         return np.zeros(())
 
 
-def _joint_variables(network: DualEncoder | CrossEncoder) -> set[str]:
+def _joint_variables(sizes: ErnieConfig) -> set[str]:
     """Return the variables of all networks of these sizes: joint training saves three in one folder."""
-    encoder = network.ernie if isinstance(network, CrossEncoder) else network.query
-    names = [_in_encoder(name) for name in named_tensors(encoder)]
+    names = [_in_encoder(name) for name in parameter_shapes(sizes)]
     return {f"{prefix}{name}" for name in names for prefix in ("", "query_", "titlepara_", "qtp_")}
 
 

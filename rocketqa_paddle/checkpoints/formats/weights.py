@@ -4,6 +4,7 @@ No parameter is left random without notice: when a network is filled, an array t
 of another shape is an error (`parameters.load_arrays`).
 """
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,8 @@ import numpy as np
 
 from rocketqa_paddle.checkpoints.formats.config import PLAIN, native_section
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint, Head, restore
-from rocketqa_paddle.networks.ernie import ErnieConfig
-from rocketqa_paddle.networks.parameters import Arrays, to_arrays
+from rocketqa_paddle.networks.ernie import ErnieConfig, parameter_shapes
+from rocketqa_paddle.networks.parameters import Arrays, fit, shapes_of, to_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
 
 _IDENTITY = np.float32(2.0**-16)
@@ -44,7 +45,16 @@ class ModelFiles(NamedTuple):
     pooling: Mapping[str, Any] = {}  # `pooling` and `normalize`, as sentence-transformers states them
 
     def encoder(self) -> EncoderWeights:
-        """Return the encoder without pooling, and the head of a classifier apart from it."""
+        """Return the encoder without pooling, and the head of a classifier apart from it.
+
+        Raises:
+            ValueError: an array of the encoder does not fit the sizes.
+        """
+        weights = self._parts()
+        fit(parameter_shapes(self.sizes), shapes_of(weights.arrays), self.path)
+        return weights
+
+    def _parts(self) -> EncoderWeights:
         encoder = {name: array for name, array in self.arrays.items() if not name.startswith(_HEAD)}
         head, head_arrays = _classifier(self.arrays)
         return EncoderWeights(self.sizes, encoder, self.vocabulary, self.lower_case, head, head_arrays)
@@ -57,7 +67,7 @@ class ModelFiles(NamedTuple):
         Raises:
             ValueError: the classifier has more than two labels or no tanh pooler, or an array does not fit.
         """
-        _, encoder, *_, head, head_arrays = self.encoder()
+        _, encoder, *_, head, head_arrays = self._parts()
         self._check_classifier(head)
         section = native_section(self.values, self.path)
         description = section or {"model_type": DUAL, "shared": True, **PLAIN, **self.pooling}
@@ -76,7 +86,8 @@ class ModelFiles(NamedTuple):
             expected = "expected 1 (a score) or 2 (no, yes)"
             raise ValueError(f"{self.path}: a classifier of {labels} labels, {expected}")
         if labels and (activation := self.values.get("pool_act", "tanh")) != "tanh":
-            raise ValueError(f"{self.path}: pool_act {activation!r}, expected 'tanh' before a classifier")
+            given = reprlib.repr(activation)
+            raise ValueError(f"{self.path}: pool_act {given}, expected 'tanh' before a classifier")
 
 
 def _classifier(arrays: Arrays) -> tuple[Head | None, Arrays]:
@@ -89,16 +100,18 @@ def _classifier(arrays: Arrays) -> tuple[Head | None, Arrays]:
         return "classes", head
     if not _has_identity_pooler(head):
         return "pooled_logit", head
-    return "logit", {"output.weight": head["output.weight"] * _IDENTITY, "output.bias": head["output.bias"]}
+    output = {name: array for name, array in head.items() if not name.startswith("pooler.")}
+    return "logit", output | {"output.weight": head["output.weight"] * _IDENTITY}
 
 
 def _labels(arrays: Arrays) -> int:
-    return arrays["output.weight"].shape[1] if "output.weight" in arrays else 0
+    weight = arrays.get("output.weight")
+    return weight.shape[1] if weight is not None and weight.ndim == 2 else 0
 
 
 def _has_identity_pooler(head: Arrays) -> bool:
     weight, bias = head.get("pooler.weight"), head.get("pooler.bias")
-    if weight is None or bias is None or bias.any():
+    if weight is None or bias is None or bias.any() or weight.shape != (len(head["output.weight"]),) * 2:
         return False
     return np.array_equal(weight, _IDENTITY * np.eye(len(weight), dtype=np.float32))
 
