@@ -15,6 +15,7 @@ from rocketqa_paddle.runtime import device, distributed
 
 Texts = Sequence[str]
 _CHUNK = 32768  # rows that are tokenised together: many, to sort them by length, but not too many for memory
+_CHUNK_TOKENS = 1 << 21  # the most tokens that they may have
 _ROWS_A_PASS = 16  # fewer rows of similar length need less padding; more rows use the processor better
 
 
@@ -116,26 +117,42 @@ def _infer(
     batch_size: int,
     progress: str,
 ) -> np.ndarray:
-    """Run `forward` without gradient over the rows of columns of texts, in buckets of similar length."""
+    """Run `forward` without gradient over the rows of columns of texts, in buckets of similar length.
+
+    Every output passes here, so this is where NaN and infinity are refused.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected at least 1")
     network, pad_id, count = checkpoint.network, checkpoint.tokenizer.pad_id, len(columns[-1])
     training, results = network.training, None
     network.eval()
+    chunk_rows = max(batch_size, min(_CHUNK, _CHUNK_TOKENS // checkpoint.lengths[input_name]))
     bar = tqdm(total=count, desc=progress, unit=" rows", disable=not (progress and distributed.is_main()))
-    with paddle.no_grad(), bar:
-        for start in range(0, count, _CHUNK):
-            chunk = range(start, min(start + _CHUNK, count))
-            packed = pack(*([column[i] for i in chunk] for column in columns), checkpoint.lengths[input_name])
-            for rows in length_buckets([len(sequence.token_ids) for sequence in packed], batch_size):
-                output = forward(collate([packed[i] for i in rows], pad_id)).astype("float32").numpy()
-                if results is None:
-                    results = np.empty((count, *output.shape[1:]), dtype=np.float32)
-                results[rows + start] = output
-                bar.update(len(rows))
-    if training:
-        network.train()
+    try:
+        with paddle.no_grad(), bar:
+            for start in range(0, count, chunk_rows):
+                chunk = (column[start : start + chunk_rows] for column in columns)
+                packed = pack(*chunk, checkpoint.lengths[input_name])
+                for rows in length_buckets([len(sequence.token_ids) for sequence in packed], batch_size):
+                    output = forward(collate([packed[i] for i in rows], pad_id)).astype("float32").numpy()
+                    _check_finite(output, checkpoint)
+                    if results is None:
+                        results = np.empty((count, *output.shape[1:]), dtype=np.float32)
+                    results[rows + start] = output
+                    bar.update(len(rows))
+    finally:
+        if training:
+            network.train()
     return np.zeros((0, network.config.hidden_size), dtype=np.float32) if results is None else results
+
+
+def _check_finite(output: np.ndarray, checkpoint: Checkpoint) -> None:
+    if not np.isfinite(output).all():
+        named = f"the {checkpoint.kind} with the vocabulary {checkpoint.tokenizer.path}"
+        remedy = (
+            "its weights are broken: use another checkpoint, or train it again with a lower learning rate"
+        )
+        raise ValueError(f"{named} computes NaN or infinity; {remedy}")
 
 
 def text_list(name: str, values: Iterable[str]) -> list[str]:

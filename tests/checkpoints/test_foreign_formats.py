@@ -500,7 +500,8 @@ def test_the_largest_difference_is_that_of_the_outputs(tmp_path, words, name):
     assert convert.largest_difference(one, other) == pytest.approx(expected, abs=1e-5)
     assert convert.largest_difference(other, one) == pytest.approx(expected, abs=1e-5)
     bias.set_value(np.full(bias.shape, np.nan, np.float32))
-    assert np.isnan(convert.largest_difference(one, other))
+    with pytest.raises(ValueError, match="vocab.txt computes NaN or infinity"):
+        convert.largest_difference(one, other)
 
 
 def test_the_largest_difference_sees_both_towers(tmp_path, words):
