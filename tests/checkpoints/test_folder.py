@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 import toy
-from foreign import contents, outputs
+from foreign import contents, outputs, read_json, write_json
 from kills import killed_at
 from safetensors.numpy import load_file, save_file
 
@@ -221,6 +221,72 @@ def test_the_wrong_kind_is_refused(saved):
     checkpoints.load(saved, kind="dual_encoder")
     with pytest.raises(ValueError, match="saved is a dual_encoder, expected a cross_encoder"):
         checkpoints.load(saved, kind="cross_encoder")
+
+
+def test_half_a_vocabulary_is_noticed(saved):
+    path = saved / "vocab.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    for changed in (lines[: len(lines) // 2], [*lines[:-2], lines[-1], lines[-2]]):
+        path.write_text("".join(changed))
+        problem = (
+            rf"vocab.txt: {len(changed)} tokens \(.*\), but the model was saved with {len(lines)} tokens"
+        )
+        with pytest.raises(ValueError, match=problem):
+            checkpoints.load(saved)
+    path.write_text("".join(lines))
+    checkpoints.load(saved)
+
+
+def test_a_checkpoint_without_a_record_of_its_vocabulary_is_read(saved):
+    """As this package wrote it before there was one, and as a person makes it who changes the vocabulary."""
+    config = read_json(saved / "config.json")
+    del config["vocabulary"]
+    write_json(saved / "config.json", config)
+    lines = (saved / "vocab.txt").read_text().splitlines(keepends=True)
+    (saved / "vocab.txt").write_text("".join(lines[:-1]))
+    assert len(checkpoints.load(saved).tokenizer) == len(lines) - 1
+
+
+def test_what_a_version_without_the_record_reads_is_still_there(saved):
+    """It makes the tokenizer of all that is under `tokenizer`, and reads no other key but these."""
+    config = read_json(saved / "config.json")
+    assert config["format_version"] == 1
+    assert config["tokenizer"].keys() == {"file", "lower_case", "for_cn", "one_segment"}
+    assert config.keys() >= {"model_type", "encoder", "lengths"}
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"model_type": "bert"}, "model_type 'bert', expected 'dual_encoder' or 'cross_encoder'"),
+        ({"encoder": None}, "encoder is None, expected an object"),
+        ({"encoder": {}}, "no vocab_size among the encoder settings"),
+        ({"tokenizer": []}, r"tokenizer is \[\], expected an object"),
+        ({"tokenizer": {}}, "file None, expected one of vocab.txt, spm.model"),
+        (
+            {"tokenizer": {"file": "../vocab.txt"}},
+            "file '../vocab.txt', expected one of vocab.txt, spm.model",
+        ),
+        ({"tokenizer": {"file": "vocab.txt", "cased": 1}}, "unknown tokenizer settings .'cased'., expected"),
+        ({"tokenizer": {"file": "vocab.txt", "for_cn": "no"}}, "for_cn is 'no', expected true or false"),
+        ({"lengths": [12, 20]}, r"lengths is \[12, 20\], expected an object"),
+        ({"lengths": {"query": 12, "passage": "20"}}, "passage length '20', expected a whole number"),
+        ({"temperature": None}, "temperature=None, expected a finite number"),
+        ({"vocabulary": 3}, "vocabulary is 3, expected an object"),
+        ({"vocabulary": {"tokens": [[9] * 999]}}, "but the model was saved with"),
+    ],
+)
+def test_a_wrong_value_in_a_config_is_named(saved, changes, problem):
+    write_json(saved / "config.json", read_json(saved / "config.json") | changes)
+    with pytest.raises(ValueError, match=rf"saved.*{problem}") as error:
+        checkpoints.load(saved)
+    assert len(str(error.value)) < 800
+
+
+def test_objects_inside_one_another_are_refused(saved):
+    (saved / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(ValueError, match="config.json: too many objects or lists inside one another"):
+        checkpoints.load(saved)
 
 
 def test_parameters_that_do_not_fit_are_all_listed(saved):

@@ -27,6 +27,7 @@ from lod import lod_tensor
 from reference import Sequence2, Sizes
 
 import rocketqa_paddle
+from rocketqa_paddle import checkpoints
 from rocketqa_paddle.checkpoints import convert, published
 from rocketqa_paddle.checkpoints.formats import reference as toolkit
 from rocketqa_paddle.checkpoints.formats.variable import read_variable
@@ -745,6 +746,57 @@ def test_a_json_may_name_a_checkpoint_folder_of_this_project(tmp_path, tokenizer
     for source in (tmp_path, tmp_path / "config.json"):
         again = convert.read(source)
         assert again.digest() == checkpoint.digest() and again.network.pooling == "mean"
+
+
+@pytest.fixture
+def over_ours(tmp_path):
+    """A toolkit's JSON of a retriever, which names a checkpoint folder of this project."""
+    made = make(tmp_path, "dual")
+    convert.write(convert.read(made.path), tmp_path / "step_7", to="native")
+    return made.change(model_checkpoint_path="step_7")
+
+
+def test_lengths_of_a_json_over_a_checkpoint_of_this_project_count(over_ours):
+    assert (
+        convert.read(over_ours.path).digest() == checkpoints.load(over_ours.path.parent / "step_7").digest()
+    )
+    over_ours.change(q_max_seq_len=9, p_max_seq_len=38)
+    assert convert.read(over_ours.path).lengths == {"query": 9, "passage": 38}
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"p_max_seq_len": 384}, "passage length 384, but the encoder has only 40 positions"),
+        ({"p_max_seq_len": "38"}, "p_max_seq_len '38', expected a number from 3 on"),
+        ({"for_cn": True}, "for_cn is True, there it is False"),
+        ({"for_cn": "true"}, "for_cn is 'true', there it is False"),
+        ({"share_parameter": 1}, "share_parameter is 1, there it is False"),
+        ({"model_type": "cross_encoder"}, "model_type is 'cross_encoder', there it is 'dual_encoder'"),
+    ],
+)
+def test_a_json_that_contradicts_a_checkpoint_of_this_project_is_refused(over_ours, changes, problem):
+    message = over_ours.change(**changes).refused(problem)
+    assert str(over_ours.path) in message
+
+
+def test_a_json_with_other_files_than_a_checkpoint_of_this_project_is_refused(over_ours):
+    folder = over_ours.path.parent
+    over_ours.change(over_ours.encoder, num_hidden_layers=7)
+    over_ours.refused("model_conf_path: num_layers is 7, there it is 1")
+    over_ours.change(over_ours.encoder, num_hidden_layers=1)
+    write_words(folder / "other.txt", [*SPECIAL_TOKENS, "moon"])
+    over_ours.change(model_vocab_path="other.txt").refused(
+        "model_vocab_path: .*other.txt has other tokens than"
+    )
+    over_ours.change(model_vocab_path="gone.txt").refused("model_vocab_path is 'gone.txt'", FileNotFoundError)
+
+
+def test_a_json_over_a_folder_of_another_library_says_what_to_give(tmp_path):
+    made = make(tmp_path, "dual")
+    convert.write(convert.read(make(tmp_path / "shared", "shared").path), tmp_path / "hf", to="huggingface")
+    message = made.change(model_checkpoint_path="hf").refused("model_checkpoint_path is 'hf'")
+    assert message.endswith(f"model.safetensors, modules.json: give that folder itself, {tmp_path / 'hf'}")
 
 
 def test_a_published_name_is_preferred_to_a_folder_and_says_the_kind(tmp_path, monkeypatch):

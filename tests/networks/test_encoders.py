@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
+
 import numpy as np
 import paddle
 import pytest
 
 from rocketqa_paddle.networks.batching import collate
-from rocketqa_paddle.networks.encoders import CrossEncoder, DualEncoder
+from rocketqa_paddle.networks.encoders import (
+    DUAL_SETTINGS,
+    Checkpoint,
+    CrossEncoder,
+    DualEncoder,
+    build,
+    describe,
+    restore,
+    shapes,
+)
+from rocketqa_paddle.networks.parameters import named_tensors, shapes_of, to_arrays
 from rocketqa_paddle.networks.tokenization import Packed
 
 
@@ -103,11 +117,75 @@ def test_the_head_is_dropped_out_in_training_only(tiny_config, batch):
     np.testing.assert_array_equal(network(batch).numpy(), network(batch).numpy())
 
 
-@pytest.mark.parametrize("settings", [{"pooling": "max"}, {"temperature": 0.0}, {"temperature": -1.0}])
-def test_a_dual_encoder_refuses_wrong_settings(tiny_config, settings):
-    ((name, value),) = settings.items()
-    with pytest.raises(ValueError, match=f"{name}={value!r}, expected"):
-        DualEncoder(tiny_config, **settings)
+WRONG = [
+    *(("temperature", value) for value in (0.0, -1.0, 1e-300, 1e300, math.inf, math.nan, "1", None, True)),
+    *(("normalize", value) for value in ("no", 1, None)),
+    *(("shared", value) for value in ("yes", 0, [])),
+    *(("pooling", value) for value in ("max", None, ["cls"], {"cls": True})),
+    *(("dropout", value) for value in (1, -0.1, math.nan, "0.1", None)),
+]
+
+
+@pytest.mark.parametrize("name, value", WRONG)
+def test_a_dual_encoder_refuses_wrong_settings(tiny_config, name, value):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}, expected")):
+        DualEncoder(tiny_config, **{name: value})
+    if name in DUAL_SETTINGS:
+        whole = {"model_type": "dual_encoder", "shared": True, "pooling": "cls", "normalize": False}
+        with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}, expected")):
+            build({"temperature": 1.0, **whole, name: value}, tiny_config)
+
+
+@pytest.mark.parametrize("kind", ["dual_encoder", "cross_encoder"])
+def test_a_description_that_is_not_whole_is_refused(tiny_config, kind):
+    with pytest.raises(ValueError, match=f"no (shared|head).*, which a {kind} needs"):
+        build({"model_type": kind}, tiny_config)
+    for other in ({}, {"model_type": "bert"}, {"model_type": [kind]}):
+        with pytest.raises(ValueError, match="model_type .*expected 'dual_encoder' or 'cross_encoder'"):
+            build(other, tiny_config)
+
+
+@pytest.mark.parametrize(
+    "lengths, problem",
+    [
+        ({"query": -5, "passage": 20}, "query length -5, expected a whole number from 3 on"),
+        ({"query": 2, "passage": 20}, "query length 2, expected a whole number from 3 on"),
+        ({"query": 12, "passage": 3}, "passage length 3, expected a whole number from 4 on"),
+        ({"query": 12.0, "passage": 20}, "query length 12.0, expected a whole number"),
+        ({"query": True, "passage": 20}, "query length True, expected a whole number"),
+        ({"query": "12", "passage": 20}, "query length '12', expected a whole number"),
+        ({"query": 12, "passage": 65}, "passage length 65, but the encoder has only 64 positions"),
+        ({"query": 12}, "lengths {'query': 12}, expected ['passage', 'query']"),
+    ],
+)
+def test_lengths_that_leave_no_room_for_text_are_refused(tiny_config, tokenizer, lengths, problem):
+    network = DualEncoder(tiny_config, shared=True)
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        Checkpoint(network, tokenizer, lengths)
+    assert Checkpoint(network, tokenizer, {"query": 3, "passage": 4}).lengths["query"] == 3
+
+
+# Shapes -----------------------------------------------------------------------------------------
+
+DUALS = [{"model_type": "dual_encoder", "shared": shared} for shared in (True, False)]
+CROSSES = [{"model_type": "cross_encoder", "head": h} for h in ("logit", "classes", "pooled_logit")]
+
+
+@pytest.mark.parametrize("tasks", [0, 3])
+@pytest.mark.parametrize("given", [*DUALS, *CROSSES], ids=lambda d: str(list(d.values())[1]))
+def test_the_shapes_of_a_description_are_those_of_the_network(tiny_config, given, tasks):
+    sizes = dataclasses.replace(tiny_config, task_types=tasks, num_layers=3)
+    description = {"pooling": "cls", "normalize": False, "temperature": 1.0, **given}
+    assert shapes(description, sizes) == shapes_of(named_tensors(build(description, sizes)))
+
+
+@pytest.mark.parametrize("sizes", [{"vocab_size": 2**31 - 1}, {"num_layers": 10**7}, {"ffn_size": 2**31 - 1}])
+def test_sizes_that_no_file_has_are_refused_before_a_network_is_made(tiny_config, monkeypatch, sizes):
+    network = DualEncoder(tiny_config, shared=True)
+    monkeypatch.setattr("rocketqa_paddle.networks.encoders.build", None)
+    wrong = dataclasses.replace(tiny_config, **sizes)
+    with pytest.raises(ValueError, match="here: the parameters do not fit"):
+        restore(describe(network), wrong, to_arrays(network), "here")
 
 
 def test_a_cross_encoder_refuses_an_unknown_head(tiny_config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -189,6 +190,27 @@ def test_heads_must_share_the_hidden_units_equally():
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="activation='swish', expected one of .'gelu', 'relu'."):
         ErnieConfig(vocab_size=9, activation="swish")
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"num_layers": 0}, "num_layers=0, expected a whole number from 1 to 2147483647"),
+        ({"num_layers": 2.0}, "num_layers=2.0, expected a whole number"),
+        ({"num_layers": True}, "num_layers=True, expected a whole number"),
+        ({"vocab_size": 10**10}, "vocab_size=10000000000, expected a whole number from 1 to 2147483647"),
+        ({"hidden_size": "8" * 10**6}, "hidden_size='8888.*8888', expected a whole number"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps=0, expected a finite number above 0"),
+        ({"layer_norm_eps": "1e-5"}, "layer_norm_eps='1e-5', expected a finite number above 0"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps=nan, expected a finite number above 0"),
+        ({"initializer_range": math.inf}, "initializer_range=inf, expected a finite number above 0"),
+        ({"initializer_range": [0.02]}, r"initializer_range=\[0.02\], expected a finite number above 0"),
+    ],
+)
+def test_a_wrong_size_is_refused_in_a_short_message(changes, problem):
+    with pytest.raises(ValueError, match=problem) as error:
+        ErnieConfig(**{"vocab_size": 9, **changes})
+    assert len(str(error.value)) < 200
 
 
 def test_a_saved_config_reads_the_same_and_names_unknown_keys(tiny_config):

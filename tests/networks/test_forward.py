@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,8 +14,9 @@ from paddle import Tensor, nn
 
 from rocketqa_paddle.networks import forward as scoring
 from rocketqa_paddle.networks.batching import Batch, collate
-from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder
+from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder, build, describe
 from rocketqa_paddle.networks.ernie import ErnieConfig
+from rocketqa_paddle.networks.parameters import load_arrays, to_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
 from rocketqa_paddle.records import Collection, Group, Passage
 
@@ -218,6 +221,32 @@ def test_more_rows_than_are_tokenised_together(encoder, monkeypatch):
     whole = scoring.encode_passages(encoder, TITLES, TEXTS)
     monkeypatch.setattr(scoring, "_CHUNK", 13)
     np.testing.assert_allclose(scoring.encode_passages(encoder, TITLES, TEXTS), whole, atol=1e-5)
+
+
+def broken(checkpoint: Checkpoint, value: float) -> Checkpoint:
+    """A copy of a model, one weight of whose layer norms is this number."""
+    network = build(describe(checkpoint.network), checkpoint.network.config)
+    arrays = to_arrays(checkpoint.network)
+    for name, array in arrays.items():
+        if name.endswith("ffn_norm.weight"):
+            array[3] = value
+    load_arrays(network, arrays, "copy")
+    return dataclasses.replace(checkpoint, network=network)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers_are_refused_with_the_models_place(encoder, scorer, value):
+    vocabulary = re.escape(str(encoder.tokenizer.path))
+    dual, cross = broken(encoder, value), broken(scorer, value)
+    dual.network.train()
+    for compute in (
+        lambda: scoring.encode_queries(dual, TEXTS),
+        lambda: scoring.encode_passages(dual, TITLES, TEXTS),
+        lambda: scoring.score_pairs(cross, TEXTS, TITLES, TEXTS),
+    ):
+        with pytest.raises(ValueError, match=f"with the vocabulary {vocabulary} computes NaN or infinity"):
+            compute()
+    assert dual.network.training
 
 
 def test_no_rows_at_all(encoder):
