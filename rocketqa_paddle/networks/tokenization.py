@@ -6,24 +6,18 @@ checkpoint with an `spm.model` has a SentencePiece tokenizer instead.
 
 import hashlib
 import json
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer as WordPieceTokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from rocketqa_paddle.networks.vocabulary import SPECIAL_TOKENS, read_vocab, without_surrogates, write_vocab
+from rocketqa_paddle.networks.pieces import SentencePieces, WordPieces
+from rocketqa_paddle.networks.vocabulary import SPECIAL_TOKENS, without_surrogates, write_vocab
 
-REMEMBERED_TEXTS = 65_536
-_LATE_CJK = re.compile("([\U0002b820-\U0002b91f])")  # ideographs that the Rust tokenizer leaves in words
+REMEMBERED_TEXTS, REMEMBERED_CHARACTERS = 65_536, 1 << 25
 
 
 class Packed(NamedTuple):
@@ -59,9 +53,9 @@ class Tokenizer:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no vocabulary here; expected a vocab.txt or an spm.model")
         self._file = self.path.read_bytes()  # kept, so that `save` needs no file
-        pieces = _SentencePieces if self.path.suffix == ".model" else _WordPieces
+        pieces = SentencePieces if self.path.suffix == ".model" else WordPieces
         self._pieces = pieces(self.path, lower_case)
-        self._memory = TokenMemory(REMEMBERED_TEXTS)
+        self._memory = TokenMemory(REMEMBERED_TEXTS, REMEMBERED_CHARACTERS)
         self.pad_id, self.cls_id, self.sep_id = (self._special(t) for t in ("[PAD]", "[CLS]", "[SEP]"))
         self._special("[UNK]")
 
@@ -82,7 +76,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> bytes:
         """The SHA-256 digest of the tokens and their ids, 32 bytes."""
-        if isinstance(self._pieces, _SentencePieces):
+        if isinstance(self._pieces, SentencePieces):
             return hashlib.sha256(self._file).digest()
         return hashlib.sha256(json.dumps(sorted(self.vocabulary.items())).encode()).digest()
 
@@ -93,7 +87,7 @@ class Tokenizer:
         Raises:
             ValueError: the tokenizer is a SentencePiece model, which a list of tokens does not describe.
         """
-        if isinstance(self._pieces, _SentencePieces):
+        if isinstance(self._pieces, SentencePieces):
             raise ValueError(f"{self.path} is a SentencePiece model, expected a vocabulary of word pieces")
         return dict(self._pieces.vocabulary)
 
@@ -101,12 +95,13 @@ class Tokenizer:
         """Return the tokens of a text, without special tokens."""
         return self._pieces.tokens(self._clean([text]))[0]
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of every text, without special tokens.
+    def encode(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+        """Return the token ids of every text, without special tokens, or the first `limit` of them.
 
-        The ids of the last `REMEMBERED_TEXTS` texts are kept, because training meets its texts again.
+        With a limit, no more of a long text is tokenized than is needed. The ids of the texts that were met
+        last are kept, because training meets its texts again.
         """
-        return self._memory.encode(texts, lambda new: self._pieces.ids(self._clean(new)))
+        return self._memory.encode(texts, limit, lambda new: self._pieces.ids(self._clean(new), limit))
 
     def _clean(self, texts: Iterable[str]) -> list[str]:
         texts = (without_surrogates(text) for text in texts)
@@ -114,14 +109,14 @@ class Tokenizer:
 
     def pack_queries(self, queries: Sequence[str], max_length: int) -> list[Packed]:
         """Return `[CLS] query [SEP]` of every query: types 0, at most `max_length` tokens."""
-        return [self._pack_one(ids, max_length) for ids in self.encode(queries)]
+        return [self._pack_one(ids, max_length) for ids in self.encode(queries, max_length)]
 
     def pack_passages(self, titles: Sequence[str], texts: Sequence[str], max_length: int) -> list[Packed]:
         """Return `[CLS] title [SEP] text [SEP]` of every passage: types 0 then 1, at most `max_length`.
 
         An empty title keeps its `[SEP]`. With `one_segment` it is `[CLS] title text [SEP]`, types 0.
         """
-        pairs = zip(self.encode(titles), self.encode(texts), strict=True)
+        pairs = zip(*(self.encode(column, max_length) for column in (titles, texts)), strict=True)
         if self.one_segment:
             return [self._pack_one(title + text, max_length) for title, text in pairs]
         return [self._pack_pair(title, text, max_length) for title, text in pairs]
@@ -130,7 +125,8 @@ class Tokenizer:
         self, queries: Sequence[str], titles: Sequence[str], texts: Sequence[str], max_length: int
     ) -> list[Packed]:
         """Return `[CLS] query [SEP] title text [SEP]` of every pair: types 0 then 1, at most `max_length`."""
-        triples = zip(self.encode(queries), self.encode(titles), self.encode(texts), strict=True)
+        columns = (queries, titles, texts)
+        triples = zip(*(self.encode(column, max_length) for column in columns), strict=True)
         return [self._pack_pair(query, title + text, max_length) for query, title, text in triples]
 
     def _pack_one(self, ids: list[int], max_length: int) -> Packed:
@@ -155,92 +151,61 @@ class Tokenizer:
 def truncate_pair(first: list[int], second: list[int], limit: int) -> tuple[list[int], list[int]]:
     """Shorten two lists to `limit` items in all, as if the longer one lost its last item until they fit.
 
-    If both are equally long, the second one loses an item first.
+    If both are equally long, the second one loses an item first. Of a list that is longer than the limit, the
+    first `limit` items are enough.
     """
     first_keeps = max(limit - len(second), (limit + 1) // 2)
     return first[:first_keeps], second[: max(limit - len(first), limit // 2)]
 
 
 class TokenMemory:
-    """The token ids of the `size` texts that were encoded last; the oldest text is dropped first."""
+    """The token ids of the texts that were encoded last; the oldest text is dropped first.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._ids: dict[str, np.ndarray] = {}  # int32 takes a seventh of a list's room
+    At most `texts` texts with `characters` characters in all are kept.
+    """
+
+    def __init__(self, texts: int, characters: int) -> None:
+        self._texts, self._characters, self._held = texts, characters, 0
+        # A text's ids, int32, which takes a seventh of a list's room, and the limit that they were cut at.
+        self._ids: dict[str, tuple[np.ndarray, int | None]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def encode(self, texts: Sequence[str], encode: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
-        """Return the ids of every text; `encode` is called with the texts that are not remembered."""
+    def encode(
+        self, texts: Sequence[str], limit: int | None, encode: Callable[[list[str]], list[np.ndarray]]
+    ) -> list[list[int]]:
+        """Return the first `limit` ids of every text; `encode` gets the texts that are not remembered."""
         with self._lock:
-            found = {text: self._ids[text] for text in texts if text in self._ids}
+            kept = ((text, self._ids.get(text)) for text in texts)
+            found = {text: entry[0] for text, entry in kept if entry and _is_enough(*entry, limit)}
         if new := [text for text in dict.fromkeys(texts) if text not in found]:
-            encoded = {text: np.array(ids, np.int32) for text, ids in zip(new, encode(new), strict=True)}
-            self._remember(encoded)
+            encoded = dict(zip(new, encode(new), strict=True))
+            self._remember(encoded, limit)
             found |= encoded
-        return [found[text].tolist() for text in texts]
+        return [found[text][:limit].tolist() for text in texts]
 
-    def _remember(self, encoded: Mapping[str, np.ndarray]) -> None:
+    def _remember(self, encoded: Mapping[str, np.ndarray], limit: int | None) -> None:
         with self._lock:
-            self._ids |= encoded
-            for text in list(islice(self._ids, max(0, len(self._ids) - self._size))):
-                del self._ids[text]
+            for text, ids in encoded.items():
+                self._forget(text)
+                self._ids[text] = ids, limit
+                self._held += len(text)
+            texts, characters, oldest = len(self._ids) - self._texts, self._held - self._characters, []
+            for text in self._ids:
+                if texts <= 0 and characters <= 0:
+                    break
+                texts, characters = texts - 1, characters - len(text)
+                oldest.append(text)
+            for text in oldest:
+                self._forget(text)
+
+    def _forget(self, text: str) -> None:
+        if self._ids.pop(text, None) is not None:
+            self._held -= len(text)
 
 
-class _WordPieces:
-    """Basic tokenisation, then word pieces by the greedy longest match."""
-
-    def __init__(self, path: Path, lower_case: bool) -> None:
-        self.vocabulary, self._lower_case = read_vocab(path), lower_case
-        model = WordPiece(self.vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
-        self._tokenizer = WordPieceTokenizer(model)
-        # Python lower-cases, because Rust's result differs for a few letters, such as a final sigma.
-        self._tokenizer.normalizer = BertNormalizer(strip_accents=lower_case, lowercase=False)
-        self._tokenizer.pre_tokenizer = BertPreTokenizer()
-
-    def __len__(self) -> int:
-        return max(self.vocabulary.values()) + 1
-
-    def id_of(self, token: str) -> int | None:
-        return self.vocabulary.get(token)
-
-    def tokens(self, texts: list[str]) -> list[list[str]]:
-        return [[self._tokenizer.id_to_token(i) for i in ids] for ids in self.ids(texts)]
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        texts = [_LATE_CJK.sub(r" \1 ", text.lower() if self._lower_case else text) for text in texts]
-        return [
-            encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-
-
-class _SentencePieces:
-    """A SentencePiece model with BERT's special tokens among its pieces."""
-
-    _ALIASES = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<s>", "[SEP]": "</s>"}
-
-    def __init__(self, path: Path, lower_case: bool) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        try:
-            self._model = SentencePieceProcessor(model_proto=path.read_bytes())
-        except RuntimeError as error:
-            raise ValueError(f"{path}: not a whole SentencePiece model ({error})") from None
-
-    def __len__(self) -> int:
-        return self._model.get_piece_size()
-
-    @cached_property
-    def _vocab(self) -> dict[str, int]:
-        return {self._model.id_to_piece(i): i for i in range(len(self))}
-
-    def id_of(self, token: str) -> int | None:
-        return self._vocab.get(token, self._vocab.get(self._ALIASES[token]))
-
-    def tokens(self, texts: list[str]) -> list[list[str]]:
-        return self._model.encode(texts, out_type=str)
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        return self._model.encode(texts)
+def _is_enough(ids: np.ndarray, cut_at: int | None, limit: int | None) -> bool:
+    """Tell whether these ids are all of a text, or as many as are asked for."""
+    return cut_at is None or len(ids) < cut_at or (limit is not None and limit <= len(ids))

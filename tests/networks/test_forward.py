@@ -219,8 +219,11 @@ def test_scoring_in_buckets_equals_one_by_one(scorer):
 
 def test_more_rows_than_are_tokenised_together(encoder, monkeypatch):
     whole = scoring.encode_passages(encoder, TITLES, TEXTS)
-    monkeypatch.setattr(scoring, "_CHUNK", 13)
-    np.testing.assert_allclose(scoring.encode_passages(encoder, TITLES, TEXTS), whole, atol=1e-5)
+    for name, bound in (("_CHUNK", 13), ("_CHUNK_TOKENS", 20 * 9)):
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring, name, bound)
+            found = scoring.encode_passages(encoder, TITLES, TEXTS, batch_size=4)
+        np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 def broken(checkpoint: Checkpoint, value: float) -> Checkpoint:

@@ -7,14 +7,15 @@ import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import reference
 import toy
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rocketqa_paddle.networks import tokenization
+from rocketqa_paddle.networks import pieces, tokenization
 from rocketqa_paddle.networks.tokenization import Tokenizer, truncate_pair
 from rocketqa_paddle.networks.vocabulary import SPECIAL_TOKENS, read_vocab, train_vocab
 
@@ -84,10 +85,10 @@ def test_sigma_next_to_a_control_character_is_lowered_as_if_the_control_were_gon
     assert Tokenizer(write_vocab(tmp_path, vocab)).tokenize(text) == reference.word_pieces(text, vocab)
 
 
-@pytest.mark.parametrize("length, pieces", [(100, ["x"] + ["##x"] * 99), (101, ["[UNK]"])])
-def test_words_over_100_characters_are_unknown(tokenizer, length, pieces):
-    assert tokenizer.tokenize("x" * length) == pieces
-    assert tokenizer.tokenize("paris " + "x" * length + ".") == ["paris", *pieces, "."]
+@pytest.mark.parametrize("length, tokens", [(100, ["x"] + ["##x"] * 99), (101, ["[UNK]"])])
+def test_words_over_100_characters_are_unknown(tokenizer, length, tokens):
+    assert tokenizer.tokenize("x" * length) == tokens
+    assert tokenizer.tokenize("paris " + "x" * length + ".") == ["paris", *tokens, "."]
 
 
 def test_a_special_token_in_a_text_is_ordinary_text(tokenizer):
@@ -117,7 +118,9 @@ def tokenized(vocab, monkeypatch):
     monkeypatch.setattr(tokenization, "REMEMBERED_TEXTS", 3)
     tokenizer, seen = Tokenizer(vocab), []
     ids = tokenizer._pieces.ids
-    monkeypatch.setattr(tokenizer._pieces, "ids", lambda texts: seen.extend(texts) or ids(texts))
+    monkeypatch.setattr(
+        tokenizer._pieces, "ids", lambda texts, limit: seen.extend(texts) or ids(texts, limit)
+    )
     return tokenizer, seen
 
 
@@ -159,6 +162,121 @@ def test_threads_may_share_a_tokenizer(tokenized, vocab):
     with ThreadPoolExecutor(6) as threads:
         assert all(all(right) for right in threads.map(encode, range(6)))
     assert len(remembering._memory) == 3
+
+
+def test_no_more_characters_than_the_bound_are_remembered(vocab, monkeypatch):
+    monkeypatch.setattr(tokenization, "REMEMBERED_CHARACTERS", 10)
+    tokenizer = Tokenizer(vocab)
+    for texts, remembered in (
+        (["moon", "sun", "a b"], 3),
+        (["moon sun"], 1),
+        (["x" * 11], 0),
+        (["a", "b"], 2),
+    ):
+        tokenizer.encode(texts)
+        assert len(tokenizer._memory) == remembered
+
+
+def test_ids_that_were_cut_are_made_again_when_more_are_asked_for(tokenized, tokenizer):
+    remembering, seen = tokenized
+    whole = tokenizer.encode(["what is the moon ?"])[0]
+    for limit, times in ((2, 1), (1, 1), (2, 1), (4, 2), (3, 2), (9, 3), (None, 3), (50, 3), (2, 3)):
+        assert remembering.encode(["what is the moon ?"], limit) == [whole[:limit]]
+        assert len(seen) == times
+
+
+# Long texts -------------------------------------------------------------------------------------
+
+SEPARATORS = " \t\n\r\u3000中文、。!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'\x1c\x85\u2028\u00a0·"
+TEXT = st.text(
+    st.one_of(
+        st.sampled_from(SEPARATORS),
+        st.sampled_from(MIXED + "Σ'’.:·^`\u0301\u0327\u0338"),
+        st.sampled_from("aBΣς1"),
+        st.sampled_from(STABLE),
+    ),
+    max_size=40,
+)
+
+
+def cut_everywhere(monkeypatch: pytest.MonkeyPatch, part: int, block: int = 7) -> None:
+    """Let texts of a few characters be cut as others are after thousands."""
+    monkeypatch.setattr(pieces, "_PART", part)
+    monkeypatch.setattr(pieces, "_A_TOKEN", 1)
+    monkeypatch.setattr(pieces, "_BLOCK", block)
+
+
+@settings(max_examples=400)
+@given(
+    texts=st.lists(TEXT, min_size=1, max_size=3),
+    limit=st.one_of(st.none(), st.integers(0, 12)),
+    part=st.integers(1, 9),
+    lower_case=st.booleans(),
+    for_cn=st.booleans(),
+)
+@example(["ΑΣ'Α ΑΣ.Α ΑΣ:Α ΑΣ^Α ΑΣ`Α ΑΣ·Α"], None, 1, True, False)  # each sigma is in a word
+@example(["ΑΣ'中Σ"], 3, 1, True, False)
+@example(["ΑΣ ́Σ"], 3, 1, True, False)
+@example(["a\u0301\u0327 \u0327\u0301b"], 9, 1, True, False)
+@example(["a\x00 \x00b"], 9, 2, True, True)
+@example(["x" * 99 + "É" + " y", "x" * 99 + "É中"], 3, 1, True, False)
+@example(["x" * 101 + " y"], 3, 1, True, False)
+def test_the_tokens_of_a_text_that_is_cut_are_the_first_of_the_whole(texts, limit, part, lower_case, for_cn):
+    characters = visible("".join(unicodedata.normalize("NFD", t + t.lower()) + t for t in texts))
+    vocab = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_vocab(folder, vocab)
+        whole, cut = (Tokenizer(path, lower_case=lower_case, for_cn=for_cn) for _ in range(2))
+    expected = whole.encode(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_everywhere(patch, part)
+        assert cut.encode(texts, limit) == [ids[:limit] for ids in expected]
+
+
+@given(
+    before=st.text(st.sampled_from("aΣ1' é中."), max_size=4),
+    run=st.text(st.sampled_from("aZ1"), min_size=90, max_size=115),
+    after=st.text(st.sampled_from("aΣ1' é中.ß"), max_size=4),
+)
+def test_a_word_without_end_is_unknown_however_it_is_shortened(tokenizer, before, run, after):
+    text = before + run + after
+    with pytest.MonkeyPatch.context() as patch:
+        expected = tokenizer._pieces.ids([text])[0].tolist()
+        patch.setattr(pieces, "_PART", 2)
+        assert tokenizer._pieces.ids([text])[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["moon tides " * 10**6, "检索稠密" * 10**6, "moon," * 10**6, "x" * 10**7, "moon\n\n" * 10**6]
+)
+def test_of_a_long_text_only_the_beginning_is_tokenized(vocab, monkeypatch, text):
+    tokenizer, given = Tokenizer(vocab), []
+    encode = tokenizer._pieces._tokenizer
+    spy = SimpleNamespace(
+        encode_batch_fast=lambda texts, **how: given.extend(texts) or encode.encode_batch_fast(texts, **how)
+    )
+    monkeypatch.setattr(tokenizer._pieces, "_tokenizer", spy)
+    [packed] = tokenizer.pack_passages([""], [text], 64)
+    assert sum(map(len, given)) < 1000
+    assert packed == Tokenizer(vocab).pack_passages([""], [text[:2000]], 64)[0]
+
+
+@given(
+    st.lists(st.sampled_from(["moon", "zz", "é", "Σ"]), max_size=30).map(" ".join),
+    st.lists(st.sampled_from(["moon", "zz", "é", "Σ"]), max_size=30).map(" ".join),
+    st.integers(5, 20),
+)
+def test_packing_texts_that_are_cut_is_that_of_whole_texts(vocab, first, second, length):
+    whole, cut = Tokenizer(vocab), Tokenizer(vocab, one_segment=False)
+    packs = [
+        lambda t: t.pack_queries([first], length),
+        lambda t: t.pack_passages([first], [second], length),
+        lambda t: t.pack_pairs([first], [second], [first], length),
+    ]
+    expected = [pack(whole) for pack in packs]
+    with pytest.MonkeyPatch.context() as patch:
+        cut_everywhere(patch, 2)
+        assert [pack(cut) for pack in packs] == expected
 
 
 # Packing ----------------------------------------------------------------------------------------
@@ -314,7 +432,66 @@ def test_sentence_pieces_are_saved_under_their_own_name(sentence_pieces, tmp_pat
     assert len(again) == len(tokenizer)
 
 
+@pytest.fixture(scope="module", params=["unigram", "bpe", "across words", "suffix"])
+def any_sentence_pieces(request, tmp_path_factory):
+    """SentencePiece models of several kinds, whose pieces may reach from one word into the next."""
+    folder, how = (
+        tmp_path_factory.mktemp("spm"),
+        {"model_type": "bpe" if request.param == "bpe" else "unigram"},
+    )
+    if request.param == "across words":
+        how["split_by_whitespace"] = False
+    if request.param == "suffix":
+        how["treat_whitespace_as_suffix"] = True
+    corpus = [f"the {a} moon shines on {b} water, 12 times" for a in ("old", "new") for b in ("hot", "red")]
+    symbols = {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}
+    return toy.sentence_pieces(folder, corpus * 3, 70, **toy.PADDED, **symbols, **how)
+
+
+@settings(max_examples=150)
+@given(
+    text=st.text(st.sampled_from("themoonshi 12  ,é字\u0301\u00a0\u3000\u2581ﬁ½\t\n"), max_size=60),
+    words=st.lists(
+        st.sampled_from(["the old moon shines", "on hot water", "moon", "on", "字", "1"]), max_size=9
+    ),
+    limit=st.integers(1, 12),
+)
+def test_sentence_pieces_of_a_text_that_is_cut_are_the_first_of_the_whole(
+    any_sentence_pieces, text, words, limit
+):
+    for given_text in (text, " ".join(words), text + " ".join(words), " ".join(words) + text):
+        whole, cut = Tokenizer(any_sentence_pieces), Tokenizer(any_sentence_pieces)
+        expected = whole.encode([given_text])[0]
+        with pytest.MonkeyPatch.context() as patch:
+            cut_everywhere(patch, 2)
+            assert cut.encode([given_text], limit) == [expected[:limit]]
+
+
+def test_pieces_that_reach_from_one_word_into_the_next_are_noticed(any_sentence_pieces):
+    """A text is then not cut: the best pieces of its beginning need not begin those of the whole."""
+    tokenizer = Tokenizer(any_sentence_pieces)
+    reaching = [piece for piece in tokenizer.tokenize("the old moon shines on hot water") if "▁" in piece[1:]]
+    assert tokenizer._pieces._keeps_to_words == (not reaching)
+
+
+def test_of_a_long_text_only_the_beginning_becomes_sentence_pieces(sentence_pieces, monkeypatch):
+    tokenizer, given = Tokenizer(sentence_pieces), []
+    encode = tokenizer._pieces._model.encode
+    spy = SimpleNamespace(encode=lambda texts: given.extend(texts) or encode(texts))
+    expected = tokenizer.pack_queries(["the old moon shines " * 100], 64)
+    tokenizer._pieces._keeps_to_words  # noqa: B018 (reads the vocabulary of the real model)
+    monkeypatch.setattr(tokenizer._pieces, "_model", spy)
+    assert tokenizer.pack_queries(["the old moon shines " * 10**5], 64) == expected
+    assert sum(map(len, given)) < 1000
+
+
+def test_a_damaged_sentence_piece_model_is_named(tmp_path):
+    (tmp_path / "spm.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="spm.model: not a whole SentencePiece model"):
+        Tokenizer(tmp_path / "spm.model")
+
+
 def test_sentence_pieces_without_special_tokens_are_refused(tmp_path):
-    pieces = toy.sentence_pieces(tmp_path, ["the moon"] * 3, 20)
+    path = toy.sentence_pieces(tmp_path, ["the moon"] * 3, 20)
     with pytest.raises(ValueError, match=r"spm.model: the vocabulary has no \[PAD\]"):
-        Tokenizer(pieces)
+        Tokenizer(path)
