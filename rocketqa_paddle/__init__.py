@@ -1,12 +1,15 @@
 """Dense passage retrieval and re-ranking on PaddlePaddle: RocketQA, PAIR, RocketQAv2 and AR2.
 
 Importing this package is cheap and changes nothing: Paddle is imported when a model is loaded, or when
-`SearchEngine` is first used.
+`SearchEngine` or `losses` is first used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from rocketqa_paddle.runtime import device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +32,6 @@ def load_model(
     model: str | Path, use_cuda: bool = False, device_id: int = 0, batch_size: int = 1
 ) -> DualModel | CrossModel:
     """Load a model by name, file or folder. See `rocketqa_paddle.toolkit.load_model`."""
-    from rocketqa_paddle.runtime import device
-
     device.import_paddle()
     from rocketqa_paddle import toolkit
 
@@ -38,12 +39,10 @@ def load_model(
 
 
 def __getattr__(name: str) -> Any:
-    """Import `SearchEngine` when it is first used (PEP 562)."""
-    if name != "SearchEngine":
+    """Import what needs Paddle when it is first used (PEP 562)."""
+    if name not in ("SearchEngine", "losses"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rocketqa_paddle.runtime import device
-
     device.import_paddle()
-    from rocketqa_paddle.search.engine import SearchEngine
-
-    return SearchEngine
+    if name == "losses":
+        return import_module("rocketqa_paddle.losses")
+    return import_module("rocketqa_paddle.search.engine").SearchEngine

@@ -368,6 +368,14 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("inside", ["", "best"])
+def test_a_run_folder_holds_several_models(best: Path, tmp_path: Path, inside: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best").symlink_to(best)
+    with pytest.raises(FileNotFoundError, match="several models: give .*best/retriever or .*best/reranker$"):
+        load_model(tmp_path / "run" / inside)
+
+
 # Several at once --------------------------------------------------------------------------------
 
 

@@ -5,10 +5,21 @@ from rocketqa_paddle.checkpoints.folder import (
     CONFIG,
     CONTENTS,
     is_checkpoint,
+    is_whole,
     load,
     save,
     set_in_card,
     write,
 )
 
-__all__ = ["CHECKPOINT_FILES", "CONFIG", "CONTENTS", "is_checkpoint", "load", "save", "set_in_card", "write"]
+__all__ = [
+    "CHECKPOINT_FILES",
+    "CONFIG",
+    "CONTENTS",
+    "is_checkpoint",
+    "is_whole",
+    "load",
+    "save",
+    "set_in_card",
+    "write",
+]

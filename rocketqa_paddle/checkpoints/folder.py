@@ -149,6 +149,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def is_whole(folder: str | Path) -> bool:
+    """Tell whether a checkpoint folder can be read, with the vocabulary that it was written with.
+
+    This reads all of it: it is for a program that wants to keep a model instead of making it again.
+    """
+    try:
+        load(folder)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def is_checkpoint(folder: str | Path) -> bool:
     """Tell whether a folder is a checkpoint of this project, by its `config.json`."""
     path = whole(folder) / CONFIG

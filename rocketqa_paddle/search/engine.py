@@ -66,8 +66,9 @@ class SearchEngine:
         """Read the models and open the index; texts stay on the disk until a search finds them.
 
         Args:
-            checkpoint: the `best` folder of a run (with `retriever/`, `index/` and perhaps `reranker/`), or
-                the retriever that made the index: a folder, a toolkit's JSON or a published name.
+            checkpoint: the `best` folder of a run (with `retriever/`, `index/` and perhaps `reranker/`), the
+                run folder that has it, or the retriever that made the index: a folder, a toolkit's JSON or a
+                published name.
             index: an index folder; by default the one in the `best` folder.
             reranker: a re-ranker; by default the one in the `best` folder, if any; False goes without.
             use_cuda: compute on a GPU.
@@ -78,12 +79,15 @@ class SearchEngine:
                 or there is no GPU.
         """
         checkpoint, depth = Path(checkpoint), DEPTH
+        if (checkpoint / "best" / "retriever").is_dir():
+            checkpoint = checkpoint / "best"
         if (checkpoint / "retriever").is_dir():
             index = index or checkpoint / "index"
             if reranker is None and (checkpoint / "reranker").is_dir():
                 reranker, depth = checkpoint / "reranker", read_depth(checkpoint)
             checkpoint = checkpoint / "retriever"
         elif index is None:
+            convert.find(checkpoint)  # says what is wrong where there is no model at all
             raise ValueError(
                 f"{checkpoint} has no retriever/ and index/ inside: name the index with index=FOLDER "
                 "(on the command line: --index FOLDER)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,13 @@ import numpy as np
 
 from rocketqa_paddle.runtime.folders import Contents, whole
 from rocketqa_paddle.runtime.storage import atomic, read_json, write_json, write_text
-from rocketqa_paddle.search.texts import OFFSETS, TEXTS
+from rocketqa_paddle.search.texts import OFFSETS, TEXTS, texts_record
 
 if TYPE_CHECKING:
     import faiss  # imported where it is used: a program that only encodes need not wait for it
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)  # the first one had no record of the texts
 META, VECTORS, IDS = "meta.json", "index.faiss", "ids.txt"
 CONTENTS = Contents(
     "index",
@@ -28,6 +29,7 @@ CONTENTS = Contents(
 )
 
 _QUERY_BLOCK = 1024  # queries searched together
+_SAMPLED_ROWS = 4096  # vectors that are checked for NaN when an index is opened
 
 
 class VectorIndex:
@@ -83,14 +85,20 @@ class VectorIndex:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         blocks = np.split(queries, range(_QUERY_BLOCK, len(queries), _QUERY_BLOCK))
         found = [self._index.search(block, min(k, len(self))) for block in blocks]
-        return tuple(map(np.concatenate, zip(*found, strict=True)))
+        scores, rows = map(np.concatenate, zip(*found, strict=True))
+        if (rows < 0).any() or not np.isfinite(scores).all():
+            raise ValueError("the index holds NaN or infinity: it is damaged, build it again")
+        return scores, rows
 
     def vectors(self, first: int, count: int) -> np.ndarray:
         """Return the vectors of `count` rows from `first` on, `[count, hidden]`."""
         return self._index.reconstruct_n(first, count)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder."""
+    def save(self, folder: str | Path, texts: Mapping[str, Any] | None = None) -> None:
+        """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder.
+
+        `texts` is what `texts.write_texts` returned, if the folder has the passages' texts.
+        """
         faiss = _import_faiss()
         folder = Path(folder)
         if bad := next((i for i in self.ids if "\n" in i or "\r" in i), None):
@@ -101,7 +109,7 @@ class VectorIndex:
             except RuntimeError as error:
                 raise OSError(error) from error
         write_text(folder / IDS, "".join(f"{i}\n" for i in self.ids))
-        write_json(folder / META, self._meta())
+        write_json(folder / META, self._meta() | ({"texts": dict(texts)} if texts else {}))
 
     def _meta(self) -> dict[str, Any]:
         sizes = {"dimension": self.dimension, "metric": "inner_product", "count": len(self)}
@@ -116,7 +124,9 @@ class VectorIndex:
 
         Raises:
             FileNotFoundError: a file of the index is missing.
-            ValueError: another model made the index, or its files do not fit each other.
+            ValueError: another model made the index, its files do not fit each other, or its vectors are of
+                another metric or hold NaN. Of many vectors only some are looked at, because to open an index
+                is not to read it; `search` looks at the scores of all that it returns.
         """
         folder = whole(folder)
         for name in ("meta.json", "index.faiss", "ids.txt"):
@@ -125,19 +135,46 @@ class VectorIndex:
         meta = read_json(folder / "meta.json")
         if model is not None and meta.get("model") != model:
             raise ValueError(
-                f"{folder}: made by model {meta.get('model')}, but the checkpoint is {model}: "
+                f"{folder}: made by model {str(meta.get('model'))[:80]}, but the checkpoint is {model}: "
                 "search with the checkpoint that built the index, or build it again"
             )
         index = cls.__new__(cls)
-        index.ids = (folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            index.ids = (folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{folder}: ids.txt is damaged, build the index again ({error})") from None
         index.model = meta.get("model", "")
         index._index = _read(folder / "index.faiss")
-        if index._meta() != meta or index._index.ntotal != len(index):
+        announced = {key: value for key, value in meta.items() if key not in ("format_version", "texts")}
+        known = meta.get("format_version") in _READ_VERSIONS and index._index.ntotal == len(index)
+        if not known or {"format_version": FORMAT_VERSION, **announced} != index._meta():
+            found = f"{index._index.ntotal} vectors and {len(index)} ids ({index._meta()})"
             raise ValueError(
-                f"{folder}: meta.json announces {meta}, but the files hold {index._index.ntotal} vectors and "
-                f"{len(index)} ids ({index._meta()}): the folder is damaged, build the index again"
+                f"{folder}: meta.json announces {str(meta)[:300]}, but the files hold {found}: the folder is "
+                "damaged, build the index again"
             )
+        index._check_sample(folder)
         return index
+
+    def _check_sample(self, folder: Path) -> None:
+        """Look at vectors that are spread evenly over the index: at all, if it is small."""
+        step = -(-len(self) // _SAMPLED_ROWS)
+        if not np.isfinite(self._index.reconstruct_batch(np.arange(0, len(self), step))).all():
+            raise ValueError(f"{folder / 'index.faiss'} holds NaN or infinity: build the index again")
+
+
+def is_whole(folder: str | Path) -> bool:
+    """Tell whether an index folder and the texts in it are as they were written.
+
+    This reads all texts: it is for a program that wants to keep an index instead of making it again.
+    """
+    folder = whole(folder)
+    try:
+        VectorIndex.load(folder)
+        written = read_json(folder / "meta.json").get("texts")
+        return written is None or written == texts_record(folder)
+    except (ValueError, OSError):
+        return False
 
 
 def _import_faiss() -> ModuleType:
@@ -164,7 +201,13 @@ def _read(path: Path) -> faiss.Index:
     faiss = _import_faiss()
     for flag in (getattr(faiss, "IO_FLAG_MMAP_IFC", 0), 0):
         try:
-            return faiss.read_index(str(path), flag)
+            index = faiss.read_index(str(path), flag)
         except RuntimeError as error:
             damage = error
+            continue
+        if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            kind = f"a {type(index).__name__} of faiss's metric {index.metric_type}"
+            problem = f"{kind}, expected an IndexFlat of the inner product"
+            raise ValueError(f"{path}: {problem}: build the index again with `rocketqa index`")
+        return index
     raise ValueError(f"{path.parent}: {path.name} is damaged, build the index again ({damage})")

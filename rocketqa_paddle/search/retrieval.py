@@ -90,8 +90,8 @@ class CorpusIndex:
             if distributed.is_main():
                 with replacing(folder, CONTENTS) as new:
                     vectors = (np.load(parts / f"{r:05d}.npy") for r in range(distributed.world_size()))
-                    VectorIndex(vectors, list(self._passages), model).save(new)
-                    write_texts(new, self._passages.values())
+                    texts = write_texts(new, self._passages.values())
+                    VectorIndex(vectors, list(self._passages), model).save(new, texts)
         distributed.barrier()
 
 

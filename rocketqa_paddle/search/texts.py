@@ -6,12 +6,13 @@ import weakref
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rocketqa_paddle.records import Passage
 from rocketqa_paddle.runtime.folders import whole
-from rocketqa_paddle.runtime.storage import save_array
+from rocketqa_paddle.runtime.storage import file_fingerprint, save_array
 
 TEXTS = "passages.jsonl"
 """The file of an index folder with one passage a line, in the order of the vectors."""
@@ -21,8 +22,8 @@ OFFSETS = "passages.offsets.npy"
 _BLOCK = 1 << 20  # bytes that are searched for line ends at once
 
 
-def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:
-    """Write passages and the byte offsets of their lines into an index folder.
+def write_texts(folder: str | Path, passages: Iterable[Passage]) -> dict[str, Any]:
+    """Write passages and the byte offsets of their lines into an index folder; return their `texts_record`.
 
     A line is the JSON list `[id, title, text]`. JSON escapes line ends, so any text comes back as it was.
     """
@@ -32,6 +33,13 @@ def write_texts(folder: str | Path, passages: Iterable[Passage]) -> None:
             line = json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False) + "\n"
             offsets.append(offsets[-1] + file.write(line.encode()))
     save_array(Path(folder) / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
+    return texts_record(folder)
+
+
+def texts_record(folder: str | Path) -> dict[str, Any]:
+    """Return the size and the fingerprint of the texts in an index folder, by which a change is noticed."""
+    path = Path(folder) / TEXTS
+    return {"bytes": path.stat().st_size, "fingerprint": file_fingerprint(path)}
 
 
 class PassageTexts:

@@ -156,6 +156,28 @@ def test_importing_the_package_imports_nothing_heavy_and_changes_nothing() -> No
     assert run(code) == "[]"
 
 
+def test_what_the_documentation_names_is_there_after_one_import() -> None:
+    code = (
+        "import sys, rocketqa_paddle; rocketqa_paddle.runtime.device.tune_cpu()\n"
+        "assert 'paddle' not in sys.modules\n"
+        "print(rocketqa_paddle.losses.__name__, rocketqa_paddle.SearchEngine.__name__)"
+    )
+    assert run(code) == "rocketqa_paddle.losses SearchEngine"
+
+
+def test_without_paddle_a_line_says_how_to_install_it() -> None:
+    code = (
+        "import sys, rocketqa_paddle; sys.modules['paddle'] = None\n"
+        "for use in ('load_model(\"x\")', 'SearchEngine', 'losses'):\n"
+        "    try: eval(f'rocketqa_paddle.{use}')\n"
+        "    except ModuleNotFoundError as error: print(error)"
+    )
+    line = (
+        "PaddlePaddle is not installed: pip install 'paddlepaddle>=3.0' (the README has the line for a GPU)"
+    )
+    assert run(code).split("\n") == [line] * 3
+
+
 def test_the_command_line_describes_itself_without_paddle() -> None:
     code = (
         "import sys; from rocketqa_paddle.commands import cli\n"

@@ -16,6 +16,7 @@ from rocketqa_paddle import SearchEngine, checkpoints
 from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.records import Passage, Query
 from rocketqa_paddle.search import engine, retrieval
+from rocketqa_paddle.search.index import is_whole
 from rocketqa_paddle.search.texts import OFFSETS, TEXTS
 
 PASSAGES = toy.collection().passages
@@ -184,6 +185,42 @@ def test_wrong_requests_are_refused(opened: SearchEngine, request_: dict, messag
 def test_a_retriever_without_an_index_is_refused(best: Path) -> None:
     with pytest.raises(ValueError, match="no retriever/ and index/ inside: name the index with index=FOLDER"):
         SearchEngine.open(best / "retriever")
+
+
+def test_a_run_folder_is_searched_by_its_best(best: Path, tmp_path: Path, opened: SearchEngine) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best").symlink_to(best)
+    assert SearchEngine.open(tmp_path / "run").search(QUERIES) == opened.search(QUERIES)
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone': no such file or folder"):
+        SearchEngine.open(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="no model there"):
+        SearchEngine.open(tmp_path)
+
+
+def test_damage_to_an_index_is_noticed_by_who_wants_to_keep_it(copied: Path) -> None:
+    folder = copied / "index"
+    assert is_whole(folder)
+    for name in ("meta.json", "index.faiss", "ids.txt", TEXTS):
+        content = (folder / name).read_bytes()
+        for damaged in (content[:-3], content.replace(b"dog", b"cat") if name == TEXTS else b""):
+            (folder / name).write_bytes(damaged)
+            assert not is_whole(folder)
+        (folder / name).write_bytes(content)
+    assert is_whole(folder)
+
+
+def test_damage_to_a_model_is_noticed_by_who_wants_to_keep_it(copied: Path) -> None:
+    for model in ("retriever", "reranker"):
+        folder = copied / model
+        assert checkpoints.is_whole(folder)
+        for name in ("config.json", "model.safetensors", "vocab.txt"):
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content[: len(content) // 2])
+            assert not checkpoints.is_whole(folder)
+            (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("gone", ["retriever/config.json", "index/meta.json", f"index/{TEXTS}"])

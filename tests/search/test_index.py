@@ -103,7 +103,7 @@ def test_a_saved_index_searches_the_same(folder: Path, vectors: np.ndarray) -> N
 def test_what_the_folder_holds(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"index.faiss", "ids.txt", "meta.json"}
     assert json.loads((folder / "meta.json").read_text()) == {
-        "format_version": 1,
+        "format_version": 2,
         "dimension": 8,
         "metric": "inner_product",
         "count": 20,
@@ -121,6 +121,48 @@ def test_ids_of_any_script_and_with_spaces_come_back(tmp_path: Path) -> None:
 def test_ids_with_unusual_separators_come_back(tmp_path: Path, odd: str) -> None:
     VectorIndex(np.eye(2, dtype=np.float32), [odd, "c"]).save(tmp_path)
     assert VectorIndex.load(tmp_path).ids == [odd, "c"]
+
+
+def test_a_folder_of_the_first_version_is_read(folder: Path, vectors: np.ndarray) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": 1}))
+    np.testing.assert_array_equal(VectorIndex.load(folder, "made-me").vectors(0, 20), vectors)
+
+
+@pytest.mark.parametrize("kind", ["IndexFlatL2(8)", "IndexHNSWFlat(8, 4)", "IndexFlat(8, 4)"])
+def test_an_index_of_another_kind_or_metric_is_refused(folder: Path, vectors: np.ndarray, kind: str) -> None:
+    other = eval(f"faiss.{kind}")
+    other.add(vectors)
+    faiss.write_index(other, str(folder / "index.faiss"))
+    with pytest.raises(
+        ValueError, match=r"index.faiss: a IndexH?.* expected an IndexFlat of the inner product"
+    ):
+        VectorIndex.load(folder)
+
+
+def damaged(folder: Path, vectors: np.ndarray, value: float) -> None:
+    """Write an index in which one number of row 13 is not finite, as `VectorIndex` does not."""
+    other = faiss.IndexFlatIP(8)
+    other.add(np.where(np.arange(160).reshape(20, 8) == 13 * 8 + 3, value, vectors).astype(np.float32))
+    faiss.write_index(other, str(folder / "index.faiss"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_of_nan_are_refused_when_they_are_opened(folder: Path, vectors: np.ndarray, value) -> None:
+    damaged(folder, vectors, value)
+    with pytest.raises(ValueError, match="index.faiss holds NaN or infinity: build the index again"):
+        VectorIndex.load(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_of_nan_are_refused_where_not_all_vectors_are_looked_at(
+    folder: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    monkeypatch.setattr(index_file, "_SAMPLED_ROWS", 7)  # every third row, which row 13 is not
+    damaged(folder, vectors, value)
+    index = VectorIndex.load(folder)
+    with pytest.raises(ValueError, match="the index holds NaN or infinity: it is damaged"):
+        index.search(np.abs(vectors), 20)
 
 
 def test_a_loaded_index_can_be_saved_where_it_came_from(folder: Path, vectors: np.ndarray) -> None:
@@ -191,7 +233,9 @@ def test_a_file_that_is_cut_off_is_named(folder: Path) -> None:
         VectorIndex.load(folder, "made-me")
 
 
-@pytest.mark.parametrize("change", [{"format_version": 2}, {"dimension": 9}, {"metric": "l2"}])
+@pytest.mark.parametrize(
+    "change", [{"format_version": 3}, {"format_version": [2]}, {"dimension": 9}, {"metric": "l2"}]
+)
 def test_a_meta_json_that_does_not_fit_is_refused(folder: Path, change: dict) -> None:
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, **change}))
