@@ -81,7 +81,7 @@ def read_found(source: Source) -> Checkpoint:
 def _read_reference(path: Path) -> Checkpoint:
     """Read the toolkit's JSON, which names a checkpoint folder of this project if `train` saved the model."""
     named = read_json(path).get("model_checkpoint_path")
-    folder = path.parent / named if isinstance(named, str) else path
+    folder = path.parent / named if reference.is_path(named) else path
     if folder.is_dir() and checkpoints.is_checkpoint(folder):
         return reference.with_settings_of(path, checkpoints.load(folder))
     if folder.is_dir() and (others := _NOT_VARIABLES & {file.name for file in folder.iterdir()}):
@@ -137,7 +137,8 @@ def _find_file(path: Path) -> Source:
         raise ValueError(f"{path} is a file, expected the JSON of a toolkit's model, or a folder")
     values = read_json(path)
     if _TOOLKIT_KEYS & values.keys():
-        beside = (path.parent / str(values.get("model_conf_path"))).exists()
+        named = values.get("model_conf_path")
+        beside = reference.is_path(named) and (path.parent / named).exists()
         return Source("reference", path if beside else path.resolve())  # a link may lead to the files
     if path.name not in paddlenlp.CONFIGS:
         keys = ", ".join(sorted(_TOOLKIT_KEYS))

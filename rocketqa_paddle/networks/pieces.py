@@ -100,7 +100,9 @@ class SentencePieces:
         from sentencepiece import SentencePieceProcessor
 
         try:
-            self._model = SentencePieceProcessor(model_proto=path.read_bytes())
+            if not (model := path.read_bytes()):
+                raise RuntimeError("it is empty")
+            self._model = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ValueError(f"{path}: not a whole SentencePiece model ({error})") from None
 

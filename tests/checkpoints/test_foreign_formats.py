@@ -431,7 +431,7 @@ def test_writing_replaces_a_model_but_no_other_folder(tmp_path, words, library):
 def test_a_sentence_piece_vocabulary_cannot_be_written(tmp_path, words, library, monkeypatch):
     checkpoint = KINDS["cls"](tmp_path / "own", words)
     monkeypatch.setattr(
-        "rocketqa_paddle.networks.tokenization._SentencePieces", type(checkpoint.tokenizer._pieces)
+        "rocketqa_paddle.networks.tokenization.SentencePieces", type(checkpoint.tokenizer._pieces)
     )
     with pytest.raises(ValueError, match="is a SentencePiece model, expected a vocabulary of word pieces"):
         convert.write(checkpoint, tmp_path / "model", library.name)

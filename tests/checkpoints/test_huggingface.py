@@ -404,7 +404,18 @@ def test_prompts_are_refused(tmp_path, words):
         convert.read(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "{}x", "[1]", '[{"type": "x"}]', '{"type": "x", "path": ""}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "{}x", "[1]", '[{"type": "x"}]', '{"type": "x", "path": ""}', "[" * 100_000),
+        *(
+            '[{"type": 3, "path": ""}]',
+            '[{"type": "x", "path": {}}]',
+            '[{"type": "x", "path": "%s"}]' % ("x" * 999),
+        ),
+    ],
+    ids=lambda text: text[:30],
+)
 def test_a_list_of_modules_that_is_none_is_named(tmp_path, words, text):
     folder = write_sentence_transformer(tmp_path / "st", random_model(words), {"pooling_mode": "cls"})
     (folder / "modules.json").write_text(text)

@@ -605,7 +605,7 @@ def test_a_missing_or_wrong_size_is_refused(tmp_path):
         ("joint", "joint_training", ["0", 2, None], "joint_training .*, expected true, false, 0 or 1"),
         ("dual", "q_max_seq_len", ["12", None, 0, -3], "q_max_seq_len"),
         ("joint", "max_seq_len", ["12", None, 0, -3], "max_seq_len"),
-        *(("dual", key, [None, 3], f"{key} .*expected a path") for key in PATHS),
+        *(("dual", key, [None, 3, "x" * 5000], f"{key} .*expected a path") for key in PATHS),
         ("dual", "q_max_seq_len", [41], "query length 41, but the encoder has only 40 positions"),
         ("shared", "p_max_seq_len", [512], "passage length 512, but the encoder has only 40 positions"),
         ("joint", "max_seq_len", [41], "pair length 41, but the encoder has only 40 positions"),

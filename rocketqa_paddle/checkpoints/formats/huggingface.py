@@ -104,7 +104,7 @@ def _module_list(path: Path) -> list[tuple[str, str]]:
     try:
         modules = json.loads(path.read_text(encoding="utf-8"))
         found = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
-        if any(len(part) > _LONGEST for module in found for part in module):
+        if any(not isinstance(part, str) or len(part) > _LONGEST for module in found for part in module):
             raise ValueError
         return found
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

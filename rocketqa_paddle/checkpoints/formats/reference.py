@@ -79,6 +79,7 @@ _COMPARED = (
     "sent_types",
     "activation",
 )
+_LONGEST = 1000  # characters of a path in the JSON
 _PREFIXES = {"query": "query_", "passage": "titlepara_"}
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _LEFT_OUT = re.compile(
@@ -182,14 +183,19 @@ def _contradictions(path: Path, values: Mapping[str, Any], checkpoint: Checkpoin
                 yield f"model_conf_path: {name} is {size!r}, there it is {there!r}"
 
 
+def is_path(name: Any) -> bool:
+    """Tell whether a value of the JSON can be a path at all."""
+    return isinstance(name, str) and len(name) <= _LONGEST
+
+
 def _file(path: Path, key: str, name: Any) -> Path:
     """Return the file or the folder that a key of the JSON names."""
-    if not isinstance(name, str):
+    if not is_path(name):
         raise ValueError(f"{key} {reprlib.repr(name)}, expected a path")
     file, folder = path.parent / name, key == "model_checkpoint_path"
     if not (file.is_dir() if folder else file.is_file()):
         raise FileNotFoundError(
-            f"{path}: {key} is {name[:300]!r}, but there is no such {'folder' if folder else 'file'} in "
+            f"{path}: {key} is {name!r}, but there is no such {'folder' if folder else 'file'} in "
             f"{path.parent.resolve()}"
         )
     return file
