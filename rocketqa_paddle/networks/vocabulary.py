@@ -54,9 +54,11 @@ def _read_tokenizer_json(path: Path) -> dict[str, int]:
     if not isinstance(model.get("vocab"), dict) or model.get("type", "WordPiece") != "WordPiece":
         kind = reprlib.repr(model.get("type"))
         raise ValueError(f"{path}: the tokenizer is {kind}, expected 'WordPiece' with a vocabulary")
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise ValueError(f"{path}: added_tokens is {reprlib.repr(added)}, expected a list of objects")
-    vocab = model["vocab"] | {str(token.get("content")): token.get("id") for token in added}
+    try:
+        vocab = model["vocab"] | {"" + token["content"]: token["id"] for token in added}
+    except (TypeError, KeyError):
+        given, expected = reprlib.repr(added), "expected a list of objects with content and id"
+        raise ValueError(f"{path}: added_tokens is {given}, {expected}") from None
     for token, index in vocab.items():
         if type(index) is not int or not 0 <= index <= _LARGEST_ID:
             given = f"{reprlib.repr(token)} has the id {reprlib.repr(index)}"

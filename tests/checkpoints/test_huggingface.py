@@ -232,6 +232,13 @@ def test_the_tokenizer_tells_the_length(tmp_path, words, changes, length):
         ({}, {"lowercase": False, "strip_accents": True}, "strip_accents=True with lower case False"),
         ({"tokenize_chinese_chars": False}, None, "Han characters are not set apart"),
         ({}, {"handle_chinese_chars": False}, "Han characters are not set apart"),
+        (
+            {"do_lower_case": "no"},
+            None,
+            "/tokenizer_config.json: do_lower_case is 'no', expected true or false",
+        ),
+        ({"strip_accents": 1}, None, "/tokenizer_config.json: strip_accents is 1, expected true or false"),
+        ({}, {"lowercase": "yes"}, "/tokenizer.json: lowercase is 'yes', expected true or false"),
     ],
 )
 def test_a_tokenizer_of_other_ways_is_refused(tmp_path, words, config, normalizer, problem):
@@ -239,7 +246,33 @@ def test_a_tokenizer_of_other_ways_is_refused(tmp_path, words, config, normalize
     write_json(folder / "tokenizer_config.json", config)
     if normalizer is not None:
         tokenizer_json(folder / "tokenizer.json", words, **normalizer)
-    with pytest.raises(ValueError, match=f"hf: {problem}"):
+    with pytest.raises(ValueError, match=f"hf:? ?{problem}"):
+        convert.read(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"model": 3}, "the tokenizer is None, expected 'WordPiece' with a vocabulary"),
+        ({"added_tokens": {"a": 1}}, "added_tokens is {'a': 1}, expected a list of objects"),
+        (
+            {"added_tokens": [{"content": "a", "id": -1}]},
+            "the token 'a' has the id -1, expected a whole number",
+        ),
+        (
+            {"added_tokens": [{"content": "a", "id": 10**10}]},
+            "the token 'a' has the id 10000000000, expected",
+        ),
+        ({"added_tokens": [{"id": 3}]}, "added_tokens is .*, expected a list of objects"),
+        ({"normalizer": [1]}, "normalizer is .1., expected an object"),
+    ],
+)
+def test_a_wrong_value_in_a_tokenizer_json_is_named(tmp_path, words, changes, problem):
+    folder = write(tmp_path / "hf", random_model(words), HF)
+    (folder / "vocab.txt").unlink()
+    tokenizer_json(folder / "tokenizer.json", words)
+    write_json(folder / "tokenizer.json", read_json(folder / "tokenizer.json") | changes)
+    with pytest.raises(ValueError, match=problem):
         convert.read(folder)
 
 

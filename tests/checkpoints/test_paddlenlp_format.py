@@ -12,11 +12,14 @@ import pickle
 import re
 import struct
 import subprocess
+import sys
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -203,6 +206,38 @@ def test_a_pdparams_file_is_read_however_it_was_written(tmp_path, words, save):
     for name, array in NLP.arrays(model).items():
         assert read[name].dtype == np.float32
         np.testing.assert_array_equal(read[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"init_args": 3}, "config.json: init_args is 3, expected a list"),
+        ({"architectures": "BertModel"}, "config.json: architectures is 'BertModel', expected a list"),
+        ({"num_hidden_layers": 10**7}, "model_state.pdparams: .* 10000000 layers, but [0-9]+ arrays"),
+        ({"vocab_size": 2**31 - 1}, r"word_embedding.weight is \[.*\], expected \[2147483647, 32\]"),
+        ({"hidden_size": 10**10}, "config.json: hidden_size=10000000000, expected a whole number"),
+    ],
+)
+def test_a_wrong_value_in_a_config_is_named(tmp_path, words, changes, problem):
+    folder = write(tmp_path / "nlp", random_model(words), NLP, **changes)
+    for read in (convert.read, convert.read_encoder):
+        with pytest.raises(ValueError, match=problem):
+            read(folder)
+
+
+def test_a_config_inside_itself_again_and_again_is_refused(tmp_path, words):
+    folder = write(tmp_path / "nlp", random_model(words), NLP)
+    text = '{"init_args": [' * 300 + "{}" + "]}" * 300
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json: init_args inside one another more than 8 times"):
+        paddlenlp.read(folder)
+
+
+def test_a_wrong_tokenizer_setting_is_named(tmp_path, words):
+    folder = write(tmp_path / "nlp", random_model(words), NLP)
+    write_json(folder / "tokenizer_config.json", {"do_lower_case": "no"})
+    with pytest.raises(ValueError, match="tokenizer_config.json: do_lower_case is 'no', expected true or"):
+        convert.read(folder)
 
 
 def test_safetensors_are_as_good_as_pdparams(tmp_path, words):
@@ -516,6 +551,34 @@ def test_a_folder_goes_before_a_name(shop, tmp_path, words, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "ernie-2.0-base-en", random_model(words), NLP)
     assert convert.find("ernie-2.0-base-en").format == "paddlenlp"
+
+
+def test_a_download_is_deleted_when_the_process_ends(tmp_path, monkeypatch):
+    """Until then the vocabulary is read from it. `TemporaryDirectory` deletes its folder by itself then."""
+
+    class Saved:
+        @classmethod
+        def from_pretrained(cls, name: str) -> Saved:
+            return cls()
+
+        def save_pretrained(self, folder: Path) -> None:
+            Path(folder).mkdir(exist_ok=True)
+
+    library = ModuleType("paddlenlp.transformers")
+    library.AutoModel = library.AutoTokenizer = Saved
+    heads = ModuleType("paddlenlp.transformers.semantic_search.modeling")
+    heads.ErnieEncoder = Saved
+    for name in ("paddlenlp", "paddlenlp.transformers.semantic_search"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for module in (library, heads):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    paddlenlp._downloads.cache_clear()
+    folder = paddlenlp.download("ernie-2.0-base-en")
+    assert folder == paddlenlp.download("ernie-2.0-base-en") and folder.is_relative_to(tmp_path)
+    paddlenlp._downloads().cleanup()
+    paddlenlp._downloads.cache_clear()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_extra_there_are_no_names(monkeypatch):
