@@ -178,3 +178,5 @@ class Collection:
 
     passages: Passages
     splits: Mapping[str, Split]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Sentences for the user about what was left out, or kept although it is empty."""

@@ -114,6 +114,9 @@ class DataSettings(Settings):
     unlabelled: str | None = None
     """Split of queries for pseudo labels. Its judgements are never read, and queries that are also labelled
     training queries are left out: `train` gives those that `max_train_queries` leaves over."""
+    on_error: Literal["stop", "skip"] = without_effect("stop")
+    """What to do about a judged query or passage that is missing, a query without a relevant passage, and a
+    query or passage without a text: stop and count them, or leave them out and go on."""
     max_dev_queries: int | None = None
     """Choose by this many dev queries, drawn at random; all of them when empty."""
     max_train_queries: int | None = None

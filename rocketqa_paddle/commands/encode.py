@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from rocketqa_paddle.data.collections import keyed, read_passages, read_queries
 from rocketqa_paddle.data.tables import refuse_stream
+from rocketqa_paddle.data.texts import load_passages, load_queries
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.runtime.storage import atomic, locked, save_array, write_text
 from rocketqa_paddle.settings import at_least
@@ -23,7 +23,7 @@ def encode(
 
     Args:
         checkpoint: a retriever: folder, toolkit's JSON or published name
-        input: file of `id TAB text` lines
+        input: file of `id TAB text` lines, or BEIR's JSON lines
         output: where to write: OUTPUT.npy, float32 [n, hidden], and OUTPUT.ids.txt
         kind: what the input holds
         titles: file of `id TAB title` lines, for passages
@@ -42,13 +42,13 @@ def encode(
     with locked(f"{stem}.npy"):
         model = convert.read(checkpoint, kind=DUAL)
         if kind == "queries":
-            records = keyed(input, "query", read_queries(input))
+            records = load_queries(input)
             texts = [query.text for query in records.values()]
             for sentence in truncations(model, texts, []):
                 print(sentence)
             vectors = forward.encode_queries(model, texts, batch_size=batch_size)
         else:
-            records = keyed(input, "passage", read_passages(input, titles))
+            records = load_passages(input, titles)
             for sentence in truncations(model, [], list(records.values())):
                 print(sentence)
             columns = [p.title for p in records.values()], [p.text for p in records.values()]

@@ -1,6 +1,6 @@
 """The command `rocketqa evaluate`: a run measured by judgements."""
 
-from rocketqa_paddle.data.collections import load_qrels
+from rocketqa_paddle.data.qrels import load_qrels
 from rocketqa_paddle.data.runs import read_run
 from rocketqa_paddle.settings import EvaluationSettings
 

@@ -1,7 +1,7 @@
 """The command `rocketqa index`: a corpus to a searchable index."""
 
-from rocketqa_paddle.data.collections import keyed, read_passages
 from rocketqa_paddle.data.tables import refuse_stream
+from rocketqa_paddle.data.texts import load_passages
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.runtime.storage import locked
 from rocketqa_paddle.settings import at_least
@@ -19,7 +19,7 @@ def index(
 
     Args:
         checkpoint: a retriever: folder, toolkit's JSON or published name
-        passages: file of `id TAB text` lines (para.txt)
+        passages: file of `id TAB text` lines (para.txt), or BEIR's corpus.jsonl
         output: index folder to write
         titles: file of `id TAB title` lines (para.title.txt)
         batch_size: rows computed together
@@ -35,7 +35,7 @@ def index(
     refuse_stream(output, "a folder")
     with locked(output):
         CONTENTS.check(output)
-        corpus = keyed(passages, "passage", read_passages(passages, titles))
+        corpus = load_passages(passages, titles)
         select_device(use_cuda)
         model = convert.read(checkpoint, kind=DUAL)
         for sentence in truncations(model, [], list(corpus.values())):

@@ -3,9 +3,11 @@
 from functools import partial
 from typing import Any, Literal
 
-from rocketqa_paddle.data.collections import keyed, load_qrels, read_passages, read_queries
-from rocketqa_paddle.data.groups import GroupLayout, check_group_file, write_groups
+from rocketqa_paddle.data.groups import GroupLayout, check_group_file, check_texts, write_groups
+from rocketqa_paddle.data.places import is_empty, shown
+from rocketqa_paddle.data.qrels import load_qrels
 from rocketqa_paddle.data.runs import first_hits, read_run, with_positives
+from rocketqa_paddle.data.texts import load_passages, load_queries
 from rocketqa_paddle.records import Passages, Qrels, Queries, Query, Run, positives
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.settings import at_least, check_thresholds
@@ -41,8 +43,8 @@ def mine(
     """Make training data: choose negatives, and positives for queries without labels.
 
     Args:
-        queries: file of `id TAB text` lines
-        passages: file of `id TAB text` lines (para.txt)
+        queries: file of `id TAB text` lines, or BEIR's queries.jsonl
+        passages: file of `id TAB text` lines (para.txt), or BEIR's corpus.jsonl
         policy: negatives drawn from the whole corpus (random), from a run as it is (hard), or from its
             candidates that a re-ranker rejects (denoised); with pseudo, it also chooses the positive
         qrels: labelled positives: `qid pid`, or four TREC columns
@@ -82,10 +84,13 @@ def mine(
     if output:
         check_group_file(output, format)
     labels = load_qrels(qrels) if qrels else {}
-    texts = keyed(queries, "query", read_queries(queries))
-    corpus = keyed(passages, "passage", read_passages(passages, titles))
+    texts = load_queries(queries)
+    corpus = load_passages(passages, titles)
     hits = {id: found for id, found in (read_run(run) if run else {}).items() if id in texts}
+    corpus, hits = _without_empty(corpus, hits)
     _check_passages(passages, corpus, labels, hits)
+    if output:
+        check_texts(output, format, {queries: texts.values(), passages: corpus.values()})
     chosen = _choose_queries(policy, texts, labels, hits) if policy else []
 
     from rocketqa_paddle.mining.calibration import check_scores, describe_scores, without_false_negatives
@@ -122,6 +127,16 @@ def mine(
         print(f"{len(groups)} groups of {len(groups[0].passages)} passages in {output}")
 
 
+def _without_empty(corpus: Passages, hits: Run) -> tuple[Passages, Run]:
+    """Leave out passages with neither title nor text (BEIR has some), from which nothing is learnt."""
+    kept = {id: passage for id, passage in corpus.items() if not is_empty(passage)}
+    if len(kept) == len(corpus):
+        return corpus, hits
+    print(f"the {len(corpus) - len(kept)} passages without title and text are left out")
+    empty = corpus.keys() - kept.keys()
+    return kept, {id: [hit for hit in found if hit.passage_id not in empty] for id, found in hits.items()}
+
+
 def _check_passages(file: str, corpus: Passages, labels: Qrels, hits: Run) -> None:
     """Refuse judgements and hits that name passages which are not in the corpus."""
     named = {id for judged in labels.values() for id in judged}
@@ -129,7 +144,7 @@ def _check_passages(file: str, corpus: Passages, labels: Qrels, hits: Run) -> No
     if unknown := named - corpus.keys():
         raise ValueError(
             f"{file}: {len(unknown)} passages of the judgements or the run are not there, for example "
-            f"{min(unknown)!r}"
+            f"{shown(min(unknown))}"
         )
 
 

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from rocketqa_paddle.data.collections import read_passages, read_queries
-from rocketqa_paddle.data.runs import first_hits, read_run, write_run
+from rocketqa_paddle.data.places import shown
+from rocketqa_paddle.data.runs import check_run_ids, first_hits, read_run, write_run
+from rocketqa_paddle.data.texts import load_passages, load_queries
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.settings import at_least
 
@@ -25,8 +26,8 @@ def rerank(
     Args:
         checkpoint: a re-ranker: folder, toolkit's JSON or published name
         run: run to re-rank (TREC, or `qid pid rank score`)
-        queries: file of `id TAB text` lines
-        passages: file of `id TAB text` lines (para.txt)
+        queries: file of `id TAB text` lines, or BEIR's queries.jsonl
+        passages: file of `id TAB text` lines (para.txt), or BEIR's corpus.jsonl
         output: run file to write
         titles: file of `id TAB title` lines (para.title.txt)
         format: of the new run: `qid TAB pid TAB rank TAB score`, or TREC's six columns
@@ -42,11 +43,13 @@ def rerank(
     at_least(1, depth=depth, batch_size=batch_size)
     hits = first_hits(read_run(run), depth)
     found = {hit.passage_id for query_hits in hits.values() for hit in query_hits}
-    texts = {query.id: query for query in read_queries(queries)}
-    corpus = {p.id: p for p in read_passages(passages, titles) if p.id in found}
+    check_run_ids(output, format, hits, found)
+    texts = load_queries(queries)
+    corpus = load_passages(passages, titles, only=found)
     for name, missing in {queries: hits.keys() - texts.keys(), passages: found - corpus.keys()}.items():
         if missing:
-            raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {min(missing)!r}")
+            example = shown(min(missing))
+            raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {example}")
     select_device(use_cuda)
     model = convert.read(checkpoint, kind=CROSS)
     for sentence in truncations(model, [texts[query_id].text for query_id in hits], list(corpus.values())):

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from rocketqa_paddle.data.collections import keyed, read_queries
-from rocketqa_paddle.data.runs import write_run
-from rocketqa_paddle.data.tables import NO_TITLE
+from rocketqa_paddle.data.places import NO_TITLE
+from rocketqa_paddle.data.runs import check_run_ids, write_run
+from rocketqa_paddle.data.texts import load_queries
 from rocketqa_paddle.records import Hit, Query, Result
 
 
@@ -28,7 +28,7 @@ def search(
         query: what to search for
         index: index folder; by default the one in the `best` folder
         reranker: a re-ranker that orders the best passages; by default the one in the `best` folder
-        queries: file of `id TAB text` lines to search for
+        queries: file of `id TAB text` lines, or BEIR's queries.jsonl, to search for
         output: run file to write for `queries`
         format: of the run file: `qid TAB pid TAB rank TAB score`, or TREC's six columns
         k: passages a query
@@ -40,6 +40,8 @@ def search(
 
     wanted = _read_queries(query, queries, output)
     texts = check_request([q.text for q in wanted.values()], k, depth)
+    if output:
+        check_run_ids(output, format, wanted, [])
     engine = SearchEngine.open(checkpoint, index, False if depth == 0 else reranker, use_cuda)
     found = engine.search(texts, k, depth, progress="re-rank" if output else "")
     if output:
@@ -61,7 +63,7 @@ def _read_queries(words: list[str], file: str | None, output: str | None) -> dic
         return {str(number): Query(str(number), text) for number, text in enumerate(words, 1)}
     if not output:
         raise ValueError("--queries needs --output, the run file to write")
-    return keyed(file, "query", read_queries(file))
+    return load_queries(file)
 
 
 def _show(query: str, results: Sequence[Result]) -> None:

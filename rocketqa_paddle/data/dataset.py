@@ -85,16 +85,17 @@ class Dataset:
     evaluated: Mapping[str, QuerySet]
     """The dev split and the test splits, by name."""
     notes: tuple[str, ...] = ()
-    """Sentences for the user about queries that were left out."""
+    """Sentences for the user about what was left out."""
 
 
 def load(settings: DataSettings) -> Dataset:
     """Read the corpus and the splits that the settings name, each cut down to the limits that they set.
 
     It is a ValueError if a split to train or evaluate on has no judgements, or no unlabelled query is left.
+    For faulty records see `read_collection` and the setting `on_error`.
     """
     names = dict.fromkeys([settings.train, settings.dev, *settings.tests])
-    collection = read_collection(settings.folder, list(names))
+    collection = read_collection(settings.folder, list(names), settings.on_error)
     for name in names:
         if not collection.splits[name].qrels:
             raise ValueError(
@@ -104,10 +105,11 @@ def load(settings: DataSettings) -> Dataset:
     limits[settings.dev] = settings.max_dev_queries
     evaluated = {name: _sample(name, collection.splits[name], limit) for name, limit in limits.items()}
     labelled = _sample("train.labelled", collection.splits[settings.train], settings.max_train_queries)
-    unlabelled, notes = None, ()
+    unlabelled, notes = None, collection.notes
     if settings.unlabelled is not None:
         held_out = [collection.splits[name] for name in evaluated if name != settings.train]
-        unlabelled, notes = _unlabelled(settings, labelled, held_out)
+        unlabelled, more = _unlabelled(settings, labelled, held_out)
+        notes += more
     return Dataset(Corpus(collection.passages), labelled, unlabelled, evaluated, notes)
 
 
@@ -115,7 +117,7 @@ def _unlabelled(
     settings: DataSettings, train: QuerySet, held_out: Iterable[Split]
 ) -> tuple[QuerySet, tuple[str, ...]]:
     """Read the unlabelled queries, without labelled, dev and test queries and repeated texts; and notes."""
-    queries = read_unlabelled(settings.folder, name := settings.unlabelled)
+    queries, faults = read_unlabelled(settings.folder, name := settings.unlabelled, settings.on_error)
     kept: dict[str, Query] = {}
     taken = {
         "are also labelled training queries": {query.key for query in train.queries.values()},
@@ -138,7 +140,7 @@ def _unlabelled(
         f"{name}: {n} of {len(queries)} unlabelled queries {why}: left out" for why, n in left_out.items()
     )
     split = Split({query.id: query for query in kept.values()})
-    return _sample("train.unlabelled", split, settings.max_unlabelled_queries), tuple(notes)
+    return _sample("train.unlabelled", split, settings.max_unlabelled_queries), (*faults, *notes)
 
 
 def _sample(name: str, split: Split, count: int | None) -> QuerySet:

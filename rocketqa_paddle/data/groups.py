@@ -6,22 +6,13 @@ Every file may be gzipped, and its name may end in `.gz`.
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rocketqa_paddle.data.tables import (
-    Columns,
-    FilePath,
-    Place,
-    is_empty,
-    json_lines,
-    json_list,
-    open_bytes,
-    table,
-    write_lines,
-)
+from rocketqa_paddle.data.places import FilePath, Place, id_problem, is_empty, shown, text_problem
+from rocketqa_paddle.data.tables import Columns, json_lines, json_list, open_bytes, table, write_lines
 from rocketqa_paddle.records import Group, Passage, Query
 
 GroupLayout = Literal["list", "dual", "tevatron"]
@@ -252,10 +243,29 @@ def write_groups(path: FilePath, groups: Iterable[Group], layout: GroupLayout) -
 
 def _group_lines(path: FilePath, groups: Iterable[Group], layout: GroupLayout) -> Iterator[tuple[str, str]]:
     for group in groups:
-        name = f"query {group.query.id!r}"
+        name = f"query {shown(group.query.id)}"
         if problem := _problem(group, layout):
-            raise ValueError(f"{path}: {name}: {problem}")
+            raise ValueError(f"{os.fspath(path)}: {name}: {problem}")
         yield from ((name, line) for line in LAYOUTS[layout].format(group))
+
+
+def check_texts(
+    path: FilePath, layout: GroupLayout, files: Mapping[FilePath, Iterable[Query | Passage]]
+) -> None:
+    """Check that a file of groups of any of these queries and passages can be written.
+
+    Raises:
+        ValueError: some have texts that the layout would not give back; it counts them for the file they are
+            from, and names the first.
+    """
+    for file, records in files.items():
+        faulty = [(record, problem) for record in records if (problem := _record_problem(record, layout))]
+        if faulty:
+            record, problem = faulty[0]
+            raise ValueError(
+                f"{os.fspath(file)}: {len(faulty)} texts do not fit into {os.fspath(path)}; the first is "
+                f"{_named(record)}, which {problem}"
+            )
 
 
 def check_group_file(path: FilePath, layout: GroupLayout) -> None:
@@ -274,16 +284,32 @@ def check_group_file(path: FilePath, layout: GroupLayout) -> None:
 
 def _problem(group: Group, layout: GroupLayout) -> str | None:
     """Say why a layout cannot hold a group, if so."""
-    if not group.query.text.strip() or any(map(is_empty, group.passages)):
-        return "the query, or a passage, is empty"
     if layout != "list" and group.labels != (1, *[0] * (len(group.labels) - 1)):
         return f"layout {layout} needs exactly one positive, and it must be the first passage"
     if layout == "dual" and len(group.passages) < 2:
         return "there is no negative to write"
-    texts = [group.query.text, *(text for p in group.passages for text in (p.title, p.text))]
-    if layout != "tevatron" and any(mark in text for mark in "\t\n\r\ufeff" for text in texts):
-        return "a text has a tab, line end or byte-order mark; replace it, or choose the layout tevatron"
+    for record in (group.query, *group.passages):
+        problem = _record_problem(record, layout)
+        if is_empty(record) or problem:
+            name = "the query" if record is group.query else _named(record)
+            return f"{name} {problem or 'is empty'}"
     return None
+
+
+def _record_problem(record: Query | Passage, layout: GroupLayout) -> str | None:
+    """Say why a layout would not give back a query or a passage, if so."""
+    texts = [record.text] if isinstance(record, Query) else [record.title, record.text]
+    if layout == "tevatron":
+        return id_problem(record.id) or next(filter(None, map(text_problem, texts)), None)
+    if any(mark in text for mark in "\t\n\r" for text in texts):
+        return "has a tab or line end; replace it, or choose the layout tevatron"
+    if isinstance(record, Query) and record.text.startswith("\ufeff"):
+        return "begins with a byte-order mark; remove it, or choose the layout tevatron"
+    return next(filter(None, map(text_problem, texts)), None)
+
+
+def _named(record: Query | Passage) -> str:
+    return f"{'query' if isinstance(record, Query) else 'passage'} {shown(record.id)}"
 
 
 def _list_lines(group: Group) -> Iterator[str]:

@@ -62,6 +62,15 @@ def test_evaluate(data, a_run, tmp_path, capsys):
     assert "paired t-test over 10 queries" in out
 
 
+def test_the_score_decides_the_order(tmp_path, capsys):
+    """As for trec_eval, whose judgements may have comments, too."""
+    (tmp_path / "x.qrels").write_text("# judged by hand\n1 0 a 1.0\n2 0 a 1\n")
+    (tmp_path / "x.run").write_text("1 Q0 b 1 0.2 x\n1 Q0 a 2 0.9 x\n2 Q0 a 0 2 x\n2 Q0 b 1 1 x\n")
+    with pytest.warns(UserWarning, match="the scores of 1 of 2 queries give another order than the ranks"):
+        run("evaluate", "--qrels", tmp_path / "x.qrels", "--run", tmp_path / "x.run", "--measures", "[RR@10]")
+    assert "| **1.000** " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("measure", ["MRR10", "RBP@10", "ERR@10.5"])
 def test_an_unknown_measure(fails, data, a_run, measure):
     flags = words(qrels=data / "qrels.dev.tsv", run=a_run, measures=f"[{measure}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -25,6 +26,7 @@ DEV, UNLABELLED = COLLECTION.splits["dev"], COLLECTION.splits["unlabelled"]
 QUERIES = DEV.queries | UNLABELLED.queries
 QUERY_IDS = {query.text: query.id for query in QUERIES.values()}
 BY_TEXT = {passage.text: passage for passage in COLLECTION.passages.values()}
+TEXT_OF_P0 = COLLECTION.passages["p0"].text
 DEPTH, SCORED, NEGATIVES = 30, 10, 4
 SUFFIXES = {"list": "tsv", "dual": "tsv", "tevatron": "jsonl"}
 
@@ -36,7 +38,8 @@ def make_run(queries, *positive):
         own = f"p{re.sub('[a-z]', '', query_id)}"
         others = random.Random(number).sample([i for i in COLLECTION.passages if i != own], DEPTH - 1)
         scores = [positive[number % len(positive)], *np.linspace(2, -20, DEPTH - 1).tolist()]
-        run[query_id] = retrieval.to_hits(query_id, zip([own, *others], scores, strict=True))
+        found = sorted(zip([own, *others], scores, strict=True), key=lambda hit: -hit[1])
+        run[query_id] = retrieval.to_hits(query_id, found)
     return run
 
 
@@ -210,7 +213,7 @@ def test_what_it_makes_trains(line, files, tmp_path, capsys):
     lists = {"joint.groups.file": tmp_path / "groups.tsv", "joint.groups.negatives": NEGATIVES}
     flags = toy.flags(**{"data.folder": files, "output": tmp_path / "run"}, **short, **lists)
     cli.main(["train", "rocketqav2", *flags])
-    assert (tmp_path / "run" / "best" / "retriever").is_dir()
+    assert (tmp_path / "run" / "round-001" / "reranker").is_dir()
     assert re.search(r'"cross_entropy": \d', (tmp_path / "run" / "metrics.jsonl").read_text())
 
 
@@ -317,6 +320,59 @@ def test_mistakes(line, fails, files, best, changes, message):
     here = {"files": files, "best": best}
     changes = {k: v.format(**here) if isinstance(v, str) else v for k, v in changes.items()}
     assert re.search(message, fails(line(**changes)), flags=re.DOTALL)
+
+
+def beir(folder, texts):
+    """The collection's passages and labelled queries as BEIR's files, with other texts for some ids."""
+    folder.mkdir()
+    files = {
+        "corpus.jsonl": [(p.id, p.title, p.text) for p in COLLECTION.passages.values()],
+        "queries.jsonl": [(query.id, "", query.text) for query in DEV.queries.values()],
+    }
+    for name, rows in files.items():
+        items = [{"_id": id, "title": title, "text": texts.get(id, text)} for id, title, text in rows]
+        (folder / name).write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    paths = {"queries": folder / "queries.jsonl", "passages": folder / "corpus.jsonl"}
+    return {**paths, "titles": None}
+
+
+def test_files_of_beir_and_texts_that_begin_with_a_byte_order_mark(line, files, tmp_path):
+    """The layout `list` gives such a passage back; the positive of the first query is the first."""
+    marked = beir(tmp_path / "marked", {"p0": "\ufeffa passage"})
+    cli.main(line(**marked))
+    written = (tmp_path / "groups.tsv").read_text()
+    cli.main(line())
+    assert written == (tmp_path / "groups.tsv").read_text().replace(TEXT_OF_P0, "\ufeffa passage")
+    groups = list(read_groups(tmp_path / "groups.tsv", 1 + NEGATIVES))
+    assert len(groups) == len(DEV.queries)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (
+            {"p7": "a\nb", "p9": "c\rd"},
+            "corpus.jsonl: 2 texts .*the first is passage 'p7', which has a tab or",
+        ),
+        ({"dev3": "\ufeffwhere"}, "queries.jsonl: 1 texts .*the first is query 'dev3', .* byte-order mark"),
+        ({"p7": "\ud83d"}, "corpus.jsonl:8: passage 'p7' has '.ud83d' in it"),
+    ],
+)
+def test_texts_that_the_layout_cannot_hold(line, fails, best, tmp_path_factory, monkeypatch, texts, message):
+    monkeypatch.setattr(retrieval, "rerank", None)
+    changes = beir(tmp_path_factory.mktemp("texts") / "beir", texts)
+    assert re.search(message, fails(line(reranker=best / "reranker", **changes)))
+
+
+def test_passages_without_a_text_are_left_out(line, tmp_path, capsys):
+    empty = {hit.passage_id: "" for hit in RUN["dev0"][5:] if not COLLECTION.passages[hit.passage_id].title}
+    for own in DEV.qrels.values():
+        empty = {id: text for id, text in empty.items() if id not in own}
+    with pytest.warns(UserWarning, match=f"{len(empty)} of 60 passages have neither title nor text"):
+        cli.main(line(policy="hard", **beir(tmp_path / "beir", empty)))
+    told = f"the {len(empty)} passages without title and text are left out\n"
+    assert told in capsys.readouterr().out
+    assert all(ids for ids in read(tmp_path / "groups.tsv").values())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from command_line import train
+from command_line import run, train
 
 from rocketqa_paddle.commands import cli
 from rocketqa_paddle.networks import forward
@@ -68,13 +68,18 @@ def test_a_missing_data_folder(fails, tmp_path):
     assert message.startswith(f"rocketqa: {tmp_path}/none: expected a collection")
 
 
-def test_a_judgement_of_an_unknown_passage(fails, data, tmp_path):
+def test_a_judgement_of_an_unknown_passage(fails, data, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(data, broken)
     with (broken / "qrels.dev.tsv").open("a") as file:
         file.write("dev0\tp9999\n")
-    message = fails(*train(broken, tmp_path / "run"))
-    assert message.startswith(f"rocketqa: {broken}/qrels.dev.tsv:11: passage id 'p9999' is not in")
+    line = train(broken, tmp_path / "run")
+    place = f"{broken}/qrels.dev.tsv:11"
+    told = f"judged passages that are not in para.txt: 1, the first is 'p9999' ({place})"
+    assert told in fails(*line)
+    run(*line, "--data.on_error", "skip", "--dry-run")
+    told = f"judged passages that are not in para.txt: 1 left out, such as 'p9999' ({place})"
+    assert told in capsys.readouterr().out
 
 
 def test_an_initial_checkpoint_that_is_not_there(fails, data, tmp_path):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import toy
-from datafiles import SHARED, consume, fails, ids, texts, write
+from datafiles import SHARED, consume, fails, texts, words, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rocketqa_paddle.data.collections import (
-    load_qrels,
-    read_beir,
-    read_collection,
-    read_passages,
-    read_queries,
-)
+from rocketqa_paddle.data.collections import read_beir, read_collection, read_unlabelled
+from rocketqa_paddle.data.places import FormatError
+from rocketqa_paddle.data.qrels import load_qrels
+from rocketqa_paddle.data.texts import load_passages, load_queries, read_passages, read_queries
 from rocketqa_paddle.records import Collection, Passage, Query, Split
 
 
@@ -35,7 +33,27 @@ from rocketqa_paddle.records import Collection, Passage, Query, Split
         (read_passages, "-\ttitle\ttext\t0\n", 1, ["4 columns", "have no ids"]),
         (load_qrels, "1\t2\n1\n", 2, ["1 column, expected 2 (query id, passage id)"]),
         (load_qrels, "1 0 2 1\n1 2\n", 2, ["2 columns, expected 4 (query id, 0, passage id, relevance)"]),
-        (load_qrels, "1 2 1\n", 1, ["3 columns without BEIR's header", "query-id corpus-id score"]),
+        (load_qrels, "1 2 1\n", 1, ["3 columns without a header", "query-id corpus-id score"]),
+        (load_qrels, "1 0 2 1\n1 0 3 1e9\n", 2, ["relevance '1e9', expected an integer"]),
+        (load_qrels, "1 0 2 1\n1 0 3 99999999\n", 2, ["relevance 99999999, expected at most 1000000"]),
+        (load_qrels, "# a comment\n1 0 2 1\n#1 0 3\n", 3, ["3 columns, expected 4"]),
+        (load_qrels, "1\t2\n\ufeff1\t3\n", 2, ["a byte-order mark begins the line"]),
+        (read_queries, "1\ta\n\ufeff2\tb\n", 2, ["a byte-order mark begins the line", "joined", "remove it"]),
+        (read_queries, "\ufeff\ufeff1\ta\n", 1, ["a byte-order mark begins the line"]),
+        (read_queries, "1\ta\n2\r\tb\n", 2, ["query id '2\\r' has a line end in it"]),
+        (read_queries, "1\ta\n2\r3\tb\n", 2, ["query id '2\\r3' has a line end in it"]),
+        (read_queries, "1\0\ta\n", 1, ["query id '1\\x00' has a NUL (is the file UTF-16?) in it"]),
+        (
+            read_queries,
+            "1\ta\r2\tb\r",
+            1,
+            ["3 columns, expected 2", "lone carriage return", "tr '\\r' '\\n'"],
+        ),
+        (read_queries, "1" * 5_000_000 + "\u2003\ta\n", 1, ["query id '111", "1'… (5000001 characters)"]),
+        (read_passages, "1\ta\nAlan Turing\tb\n", 2, ["passage id 'Alan Turing' has spaces", "id TAB title"]),
+        (load_passages, "1\ta\n2\tb\n1\tc\n", 3, ["passage id '1' is already on line 1", "add ids"]),
+        (load_queries, "qid\tquery\n1\ta\n1\tb\n", 3, ["query id '1' is already on line 2"]),
+        (load_queries, "", 1, ["empty file, expected one query a line"]),
         (load_qrels, "1 2 3 4 5\n", 1, ["5 columns, expected 2", "or 3", "or 4"]),
         (load_qrels, "1 0 2 1\n1 0 3 0.9\n", 2, ["relevance '0.9', expected an integer"]),
         (load_qrels, "1\t\n", 1, ["passage id ''"]),
@@ -95,6 +113,12 @@ def test_titles_that_do_not_fit(tmp_path: Path) -> None:
         ("q  0 p   3\n", {"q": {"p": 3}}),
         ("query-id\tcorpus-id\tscore\nq\tp\t2\n", {"q": {"p": 2}}),
         ("query-id\tcorpus-id\tscore\n", {}),
+        ("qid\tpid\nq\tp\n", {"q": {"p": 1}}),
+        ("query_id 0 doc_id relevance\nq 0 p 1.0\n", {"q": {"p": 1}}),
+        ("q\tp\nqid\tpid\n", {"q": {"p": 1}, "qid": {"pid": 1}}),
+        ("# judged in 2021\n#\n1 0 2 1\n# more\n1 0 3 0\n", {"1": {"2": 1, "3": 0}}),
+        ("# judged\n1\t2\n# 1\t3\n#4 5\n", {"1": {"2": 1}, "# 1": {"3": 1}, "#4": {"5": 1}}),
+        ("1 0 2 1.\n1 0 3 -2.00\n1 0 4 +1\n", {"1": {"2": 1, "3": -2, "4": 1}}),
         ("a query\ta passage\n", {"a query": {"a passage": 1}}),
         ("1\t2\n2\t2\n1\t3\n1\t2\n", {"1": {"2": 1, "3": 1}, "2": {"2": 1}}),
         ("", {}),
@@ -155,9 +179,13 @@ def test_beir(tmp_path: Path, reader: Callable) -> None:
 
 def test_beir_keeps_and_counts_empty_passages(tmp_path: Path) -> None:
     fill(tmp_path, {**BEIR, "corpus.jsonl": BEIR["corpus.jsonl"] + '{"_id": "4", "title": "", "text": ""}\n'})
-    with pytest.warns(UserWarning, match="1 of 4 passages have neither title nor text; kept"):
-        collection = read_beir(tmp_path, ["train"])
+    collection = read_beir(tmp_path, ["train"])
     assert collection.passages["4"] == Passage("4", "", "")
+    path = tmp_path / "corpus.jsonl"
+    told = f"{path}: 1 of 4 passages have neither title nor text"
+    assert collection.notes == (told,)
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        assert load_passages(path) == collection.passages
 
 
 @pytest.mark.parametrize(
@@ -167,9 +195,6 @@ def test_beir_keeps_and_counts_empty_passages(tmp_path: Path) -> None:
         ("train.query.txt", "\n", 1, ["empty file, expected one query a line"]),
         ("para.txt", "1\tone\n2\ttwo\n3\tthree\n2\tagain\n", 4, ["passage id '2'"]),
         ("train.query.txt", "10\ta\n11\tb\n10\tc\n", 3, ["query id '10' is already on line 1"]),
-        ("qrels.train.tsv", "10\t1\n11\t8\n11\t9\n", 2, ["passage id '8' is not in", "para.txt", "2 of 3"]),
-        ("qrels.train.tsv", "10\t1\n11\t2\n12\t3\n", 3, ["query id '12' is not in", "query.txt", "1 of 3"]),
-        ("train.query.txt", "10\ta\n11\tb\n12\tc\n", 3, ["query '12' has no relevant passage", "1 of 3"]),
         ("train.query.txt", "10\ta\n\n11\tb\n", 2, ["empty line"]),
     ],
 )
@@ -197,8 +222,95 @@ def test_query_with_only_irrelevant_passages(
     tmp_path: Path, files: dict[str, str], qrels: str, judged: str, queries: str, line: int
 ) -> None:
     fill(tmp_path, {**files, qrels: judged})
-    with fails(tmp_path / queries, line, "query '11' has no relevant passage", "1 of 2"):
+    place = tmp_path / queries
+    told = f"queries of {queries} without a relevant passage: 1, the first is '11' ({place}:{line})"
+    with pytest.raises(FormatError, match=re.escape(told)):
         read_collection(tmp_path, ["train"])
+    assert list(read_collection(tmp_path, ["train"], "skip").splits["train"].queries) == ["10"]
+
+
+# Records that do not hold together ---------------------------------------------------------------
+
+FAULTY = {
+    "para.txt": "1\tone\n2\ttwo\n3\t \n4\t\n5\tfive\n",
+    "train.query.txt": "10\ta\n11\tb\n12\t\n13\tc\n14\td\n15\te\n16\tf\n",
+    "qrels.train.tsv": "10\t1\n11\t2\n11\t8\n99\t1\n12\t1\n13\t3\n14\t9\n15\t8\n98\t1\n99\t2\n",
+    "more.query.txt": "20\ttwenty\n21\t\n",
+}
+FAULTY_BEIR = {
+    "corpus.jsonl": '{"_id": "1", "text": "a"}\n{"_id": "2", "text": "b"}\n{"_id": "3", "text": null}\n',
+    "queries.jsonl": '{"_id": "10", "text": "a"}\n{"_id": "11", "text": "b"}\n{"_id": "12", "text": null}\n'
+    '{"_id": "13", "text": "c"}\n{"_id": "other", "text": ""}\n',
+    "qrels/train.tsv": "query-id\tcorpus-id\tscore\n10\t1\t1.0\n11\t3\t1\n12\t1\t1\n13\t9\t1\n14\t1\t1\n",
+}
+
+
+def test_faults_of_every_kind_are_counted_in_one_message(tmp_path: Path) -> None:
+    fill(tmp_path, FAULTY)
+    queries, qrels = tmp_path / "train.query.txt", tmp_path / "qrels.train.tsv"
+    with pytest.raises(FormatError) as caught:
+        read_collection(tmp_path, ["train"])
+    assert str(caught.value).split("\n") == [
+        f"{tmp_path}: the files do not hold together",
+        f"  queries of train.query.txt without a text: 1, the first is '12' ({queries}:3)",
+        f"  passages of para.txt without a text: 2, the first is '3' ({tmp_path / 'para.txt'}:3)",
+        f"  judged queries that are not in train.query.txt: 2, the first is '99' ({qrels}:4)",
+        f"  judged passages that are not in para.txt: 2, the first is '8' ({qrels}:3)",
+        f"  queries of train.query.txt without a relevant passage: 4, the first is '13' ({queries}:4)",
+        "  correct them, or leave them out by --data.on_error skip",
+    ]
+
+
+def test_faults_are_left_out_and_named(tmp_path: Path) -> None:
+    fill(tmp_path, FAULTY)
+    collection = read_collection(tmp_path, ["train"], "skip")
+    assert list(collection.passages) == ["1", "2", "5"]
+    split = collection.splits["train"]
+    assert split == Split({"10": Query("10", "a"), "11": Query("11", "b")}, {"10": {"1": 1}, "11": {"2": 1}})
+    queries, qrels = tmp_path / "train.query.txt", tmp_path / "qrels.train.tsv"
+    assert collection.notes[2:] == (
+        "judged queries that are not in train.query.txt: 2 left out, such as "
+        f"'99' ({qrels}:4), '98' ({qrels}:9)",
+        f"judged passages that are not in para.txt: 2 left out, such as '8' ({qrels}:3), '9' ({qrels}:7)",
+        "queries of train.query.txt without a relevant passage: 4 left out, such as "
+        f"'13' ({queries}:4), '14' ({queries}:5), '15' ({queries}:6)",
+    )
+    assert len(collection.notes) == 5
+
+
+def test_faults_of_beir(tmp_path: Path) -> None:
+    """Its empty passages are kept, and a query of another split may be empty."""
+    fill(tmp_path, FAULTY_BEIR)
+    with pytest.raises(
+        FormatError, match="(?s)without a text: 1, .*queries that .*: 1, .*passages that .*: 1, "
+    ):
+        read_collection(tmp_path, ["train"])
+    collection = read_collection(tmp_path, ["train"], "skip")
+    assert list(collection.passages) == ["1", "2", "3"]
+    assert collection.splits["train"].qrels == {"10": {"1": 1}, "11": {"3": 1}}
+    assert [note.split(" left out")[0] for note in collection.notes[:-1]] == [
+        "queries of queries.jsonl without a text: 1",
+        "judged queries that are not in queries.jsonl: 1",
+        "judged passages that are not in corpus.jsonl: 1",
+        "queries of queries.jsonl without a relevant passage: 1",
+    ]
+    assert collection.notes[-1].endswith("1 of 3 passages have neither title nor text")
+
+
+def test_faults_of_unlabelled_queries(tmp_path: Path) -> None:
+    fill(tmp_path, FAULTY)
+    with pytest.raises(FormatError, match="queries of more.query.txt without a text: 1, the first is '21'"):
+        read_unlabelled(tmp_path, "more")
+    queries, notes = read_unlabelled(tmp_path, "more", "skip")
+    assert queries == {"20": Query("20", "twenty")}
+    assert [note.split(",")[0] for note in notes] == ["queries of more.query.txt without a text: 1 left out"]
+    fill(tmp_path / "beir", FAULTY_BEIR)
+    queries, notes = read_unlabelled(tmp_path / "beir", "train", "skip")
+    assert list(queries) == ["10", "11", "13"]
+    assert [note.split(",")[0] for note in notes] == [
+        "queries of queries.jsonl without a text: 1 left out",
+        "judged queries that are not in queries.jsonl: 1 left out",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -206,10 +318,32 @@ def test_query_with_only_irrelevant_passages(
     [
         ("corpus.jsonl", '{"_id": "1", "text": "a"}\n{"_id": "1", "text": "b"}\n', 2, ["already on line 1"]),
         ("corpus.jsonl", '{"_id": "1", "text": "a"}\n{"text": "b"}\n', 2, ['no "_id"']),
-        ("queries.jsonl", '{"_id": "1", "text": ""}\n', 1, ["query '1' has no text"]),
+        ("queries.jsonl", '{"_id": "1"}\n', 1, ["no \"text\" in an object of '_id'"]),
+        (
+            "queries.jsonl",
+            '{"_id": "1", "text": "\\ud83d"}\n',
+            1,
+            ["query '1' has '\\ud83d' in it", "surrogate"],
+        ),
+        (
+            "corpus.jsonl",
+            '{"_id": "\\ude00", "text": "a"}\n',
+            1,
+            ["passage id '\\ude00' has '\\ude00' in it"],
+        ),
+        ("corpus.jsonl", '{"_id": "1", "title": "\\ude00"}\n', 1, ['no "text"']),
+        (
+            "corpus.jsonl",
+            '{"_id": "1", "title": "\\ude00", "text": ""}\n',
+            1,
+            ["passage '1' has '\\ude00' in it"],
+        ),
+        ("corpus.jsonl", '{"_id": "a\\tb", "text": "a"}\n', 1, ["passage id 'a\\tb' has a tab in it"]),
+        ("corpus.jsonl", '{"_id": "a\\r", "text": "a"}\n', 1, ["passage id 'a\\r' has a line end in it"]),
+        ("corpus.jsonl", '{"_id": null, "text": "a"}\n', 1, ['"_id" is null']),
+        ("corpus.jsonl", '{"_id": ' + "9" * 5000 + ', "text": "a"}\n', 1, ["not JSON"]),
+        ("corpus.jsonl", '{"_id": ' + "[" * 100_000 + "]" * 100_000 + "}\n", 1, ["not JSON"]),
         ("qrels/train.tsv", "query-id\tcorpus-id\tscore\n", 1, ["no judgements"]),
-        ("qrels/train.tsv", "query-id\tcorpus-id\tscore\n10\t9\t1\n", 2, ["passage id '9'", "1 of 1"]),
-        ("qrels/train.tsv", "query-id\tcorpus-id\tscore\n8\t1\t1\n", 2, ["query id '8'", "queries.jsonl"]),
     ],
 )
 def test_beir_refused(tmp_path: Path, name: str, content: str, line: int, parts: list[str]) -> None:
@@ -242,9 +376,9 @@ def test_graded_judgements(tmp_path: Path) -> None:
 def collections(draw: st.DrawFn) -> Collection:
     titles = texts | st.sampled_from(["", "-"])
     passages = {
-        id: Passage(id, draw(titles), draw(texts)) for id in draw(st.sets(ids, min_size=1, max_size=3))
+        id: Passage(id, draw(titles), draw(texts)) for id in draw(st.sets(words, min_size=1, max_size=3))
     }
-    queries = {id: Query(id, draw(texts)) for id in draw(st.sets(ids, min_size=1, max_size=3))}
+    queries = {id: Query(id, draw(texts)) for id in draw(st.sets(words, min_size=1, max_size=3))}
     relevance = st.dictionaries(st.sampled_from(list(passages)), st.integers(-2, 3), min_size=1)
     positive = relevance.filter(lambda judged: max(judged.values()) > 0)
     qrels = {id: draw(positive) for id in queries} if draw(st.booleans()) else {}

@@ -10,6 +10,7 @@ import toy
 
 from rocketqa_paddle.data import dataset
 from rocketqa_paddle.data.collections import read_collection
+from rocketqa_paddle.runs.artefacts import described
 from rocketqa_paddle.runtime.storage import file_fingerprint, fingerprint
 from rocketqa_paddle.settings import DataSettings
 
@@ -104,6 +105,28 @@ def test_the_training_split_may_be_evaluated_and_unlabelled_at_once(folder):
 def test_no_unlabelled_query_is_left(folder):
     with pytest.raises(ValueError, match="none of the 40 queries of 'train' is left .40 are also labelled"):
         load(folder, unlabelled="train")
+
+
+def test_faulty_records_stop_the_reading_or_are_left_out(folder):
+    """What is left out changes the fingerprints by its content, and the setting itself changes none."""
+    assert described({"data": DataSettings("x")}) == described({"data": DataSettings("x", on_error="skip")})
+    whole = load(folder, unlabelled="unlabelled")
+    assert str(load(folder, unlabelled="unlabelled", on_error="skip").corpus) == str(whole.corpus)
+    add(folder / "qrels.dev.tsv", "dev0\tp99", "nobody\tp1")
+    add(folder / "train.query.txt", "lonely\ta query")
+    add(folder / "unlabelled.query.txt", "empty\t")
+    with pytest.raises(ValueError, match="without a relevant passage: 1, the first is 'lonely'"):
+        load(folder)
+    loaded = load(folder, unlabelled="unlabelled", on_error="skip")
+    assert len(loaded.labelled.queries) == 40
+    assert loaded.labelled.fingerprint == whole.labelled.fingerprint
+    assert loaded.evaluated["dev"].fingerprint == whole.evaluated["dev"].fingerprint
+    assert [note.split(":")[0] for note in loaded.notes] == [
+        "queries of train.query.txt without a relevant passage",
+        "judged queries that are not in dev.query.txt",
+        "judged passages that are not in para.txt",
+        "queries of unlabelled.query.txt without a text",
+    ]
 
 
 def test_fingerprints_name_content_and_order(folder, tmp_path):

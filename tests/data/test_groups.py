@@ -354,7 +354,8 @@ def test_groups_with_tabs_are_refused(tmp_path: Path, layout: GroupLayout) -> No
     before = path.read_text()
     for mark, field in zip("\t\n\r", ("query", "title", "text"), strict=True):
         bad = a_group(**{field: f"a{mark}b"})
-        with pytest.raises(ValueError, match="query 'q7'.*tab, line end.*tevatron"):
+        named = "the query" if field == "query" else "passage '2'"
+        with pytest.raises(ValueError, match=f"query 'q7': {named} has a tab or line end.*tevatron"):
             write_groups(path, [GROUP, bad], layout)
         assert path.read_text() == before
         assert [entry.name for entry in tmp_path.iterdir()] == ["groups.tsv"]

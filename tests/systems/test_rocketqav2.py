@@ -468,6 +468,50 @@ def test_a_mistake_is_told_before_any_work(data, tmp_path, monkeypatch, make, me
     assert not [path for path in (tmp_path / "run").rglob("*") if path.suffix == ".safetensors"]
 
 
+LIST = "q\tt\ta\t1\nq\tt\tb\t0\nq\tt\tc\t0\n"
+CONTEXTS = '[{"text": "a"}], "negative_ctxs": [{"text": "b"}]'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("lists.tsv", "", "lists.tsv:1: empty file"),
+        ("lists.json", "[]", "lists.json: expected lists of 3 passages, .* but it has none"),
+        ("lists.json", f'[{{"positive_ctxs": {CONTEXTS}}}]', 'lists.json: object 1: no "question"'),
+        ("lists.json", f'[{{"question": "q", "positive_ctxs": {CONTEXTS}}}]', "longest has 2; lower joint"),
+        ("lists.json", '[{"question": "q", "positive_ctxs": [{"text": "a"}]}]', "longest has 1; lower joint"),
+        ("lists.tsv", LIST * 99 + LIST[:-9], "lists.tsv:299: .* ends after 2 of the 3 lines"),
+        ("lists.tsv", LIST + "q" + LIST, "lists.tsv:5: not the query of line 4"),
+        ("lists.tsv", LIST + "\ufeff" + LIST, "lists.tsv:4: a byte-order mark begins the line"),
+        (
+            "lists.jsonl",
+            '{"query_id": "q", "query": "\\ud83d", "positive_passages": []}',
+            "lists.jsonl:1: query 'q' has",
+        ),
+    ],
+)
+def test_a_file_of_lists_is_read_before_any_work(data, tmp_path, monkeypatch, name, content, message):
+    """By the walk that computes nothing, and so by `--dry-run`."""
+    running.forbid(monkeypatch, running.NETWORKS)
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    joint = JointSettings(groups=GroupSettings(negatives=2, file=str(file)))
+    with pytest.raises(ValueError, match=message):
+        running.rehearse(running.rocketqav2(tmp_path / "run", data, joint=joint))
+
+
+def test_the_plan_counts_the_lists_of_a_file(data, tmp_path):
+    """A step for every two lists that are long enough; there are 40 training queries."""
+    file = tmp_path / "lists.jsonl"
+    texts = [{"docid": id, "text": f"a {id}"} for id in "abc"]
+    lists = [{"positive_passages": texts[:1], "negative_passages": texts[1 : 2 + n % 2]} for n in range(13)]
+    lines = [{"query_id": f"q{n}", "query": "who ?", **passages} for n, passages in enumerate(lists)]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    joint = JointSettings(groups=GroupSettings(negatives=2, file=str(file)), batch_size=2)
+    _, plan = running.rehearse(running.rocketqav2(tmp_path / "run", data, joint=joint))
+    assert plan.steps["round-001"].work.steps == 3
+
+
 def test_a_retriever_cannot_be_the_reranker(whole, data, tmp_path, monkeypatch):
     """It is told before the retriever is warmed up, which may take days."""
     running.forbid(monkeypatch, running.NETWORKS)

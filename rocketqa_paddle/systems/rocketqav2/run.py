@@ -6,7 +6,7 @@ groups, take joint steps, evaluate on dev, save; the best models on dev are the 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from paddle import Tensor
@@ -72,11 +72,10 @@ def hybrid_groups(
 ) -> Groups:
     """Undenoised, denoised and pseudo-labelled groups, as the settings ask, or the lists of a file."""
     if s.file:
-        read_groups(s.file)  # raises now, not after hours, if it cannot be read
         size, list_size = s.negatives + 1, s.file_list_size or s.negatives + 1
         made_of = {"file": s.file, "content": file_fingerprint(s.file), "list_size": list_size, "size": size}
         made_of |= {"drop_false_negatives": run.settings.drop_false_negatives}
-        return Groups(_read, made_of, at_most=len(queries), size=size)
+        return Groups(_read, made_of, at_most=_count(**made_of), size=size)
     found, at_most = run.search(retriever, queries, s.depth), len(queries) * len({*s.sources} - {"pseudo"})
     values: dict[str, Any] = {"candidates": found, "skip": s.skip, "below": s.negative_below}
     if {"denoised", "pseudo"} & {*s.sources}:
@@ -124,13 +123,31 @@ def hybrid(
         yield from others.pseudo(unlabelled.queries.values(), accepted, below=below, above=above)
 
 
+@cache
+def _count(file: str, content: str, list_size: int, size: int, drop_false_negatives: bool) -> int:
+    """Read a file of lists before any training, and count those of `size` passages or more.
+
+    Raises:
+        ValueError: some line is wrong, or all lists are shorter.
+    """
+    lengths = [len(group.passages) for group in _lists(file, list_size, drop_false_negatives)]
+    if long := sum(length >= size for length in lengths):
+        return long
+    longest = f"the longest has {max(lengths)}; lower joint.groups.negatives" if lengths else "it has none"
+    raise ValueError(f"{file}: expected lists of {size} passages, a positive and negatives, but {longest}")
+
+
+def _lists(file: str, list_size: int, drop_false_negatives: bool) -> Iterator[Group]:
+    groups = read_groups(file, list_size)
+    return without_false_negatives(file, groups) if drop_false_negatives else groups
+
+
 def _read(
     file: str, content: str, list_size: int, size: int, drop_false_negatives: bool
 ) -> tuple[list[Group], list[str]]:
     """The lists of a file, cut to `size` passages."""
-    read = read_groups(file, list_size)
     groups, short = [], 0
-    for group in without_false_negatives(file, read) if drop_false_negatives else read:
+    for group in _lists(file, list_size, drop_false_negatives):
         if len(group.passages) < size:
             short += 1
         else:
