@@ -76,7 +76,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().split("\n")) == 1, done.stderr
-    assert done.stderr.startswith("rocketqa: none")
+    assert done.stderr.startswith("rocketqa: 'none': no such file or folder")
 
 
 def test_missing_flags(fails, tmp_path):
