@@ -37,7 +37,7 @@ def counts(monkeypatch) -> Counter:
     count(checkpoints, "save", "checkpoints written")
     count(checkpoints, "load", "checkpoints read")
     count(Checkpoint, "digest", "checkpoints hashed")
-    count(tokenization._WordPieces, "ids", "texts tokenised", lambda self, texts: len(texts))
+    count(tokenization.WordPieces, "ids", "texts tokenised", lambda self, texts, limit=None: len(texts))
     return counted
 
 
