@@ -223,7 +223,7 @@ def test_without_paddle_a_command_tells_the_line_to_install_it(monkeypatch, fail
 def test_a_tilde_in_a_flag_is_the_home_folder(monkeypatch, fails, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert f"{tmp_path}/x.tsv" in fails("evaluate", "--qrels=~/x.tsv", "--run=~/y")
-    assert fails("search", "--checkpoint=~/none", "~").startswith(f"rocketqa: {tmp_path}/none")
+    assert fails("search", "--checkpoint=~/none", "~").startswith(f"rocketqa: '{tmp_path}/none")
 
 
 @pytest.mark.parametrize("line", [["encode", "--kind", "queries"], ["index"], ["rerank"]])
