@@ -194,7 +194,7 @@ def by_epochs(settings, *sections: str):
 @pytest.mark.parametrize("sources", SOURCES, ids="-".join)
 def test_every_source_of_groups_counts(data, tmp_path, monkeypatch, sources):
     """Where the re-ranker accepts and rejects enough, every source gives a group a query."""
-    monkeypatch.setattr(v2_run, "calibrate", lambda *_: Calibration(slope=1e-9))  # all have 0.5
+    monkeypatch.setattr(v2_run.calibration, "calibrate", lambda *_: Calibration(slope=1e-9))  # all have 0.5
     monkeypatch.setattr(v2_settings, "check_thresholds", lambda *_: None)
     settings = by_epochs(running.rocketqav2(tmp_path / "run", data), "joint")
     settings = change(settings, "data", max_train_queries=25, unlabelled="train")
