@@ -42,7 +42,8 @@ class Best:
         for part, contents in _PARTS.items():
             contents.check(folder / part)
         remedy = f"remove {path}, and the folder is made again"
-        self._models = read_typed(path, dict[str, Kept], remedy) if path.is_file() else {}
+        kept = read_typed(path, dict[str, Kept], remedy) if path.is_file() else {}
+        self._models = {name: kept[name] for name in (kind.value for kind in Model) if name in kept}
 
     def has(self, model: ModelHandle) -> bool:
         """Whether this very model is there, whole, and a retriever with its index."""
