@@ -36,7 +36,7 @@ class _ConfigFile(ActionConfigFile):
         exits, parser.exit_on_error = parser.exit_on_error, False
         try:
             self.apply_config(parser, namespace, self.dest, json.dumps(content, ensure_ascii=False))
-        except (ArgumentError, TypeError, ValueError) as error:
+        except (ArgumentError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from None
         finally:
             parser.exit_on_error = exits

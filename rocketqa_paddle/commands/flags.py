@@ -28,7 +28,10 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None, **more: Any) -> Namespace:
         """Read a command line; see `jsonargparse.ArgumentParser`."""
-        return super().parse_args(args and self._with_lists(args), namespace, **more)
+        try:
+            return super().parse_args(args and self._with_lists(args), namespace, **more)
+        except OverflowError as error:  # a number of hundreds of digits
+            self.error(str(error), error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit 2 with a message of bounded length."""

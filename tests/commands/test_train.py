@@ -100,6 +100,7 @@ def test_an_initial_checkpoint_that_is_not_there(fails, data, tmp_path):
         ("data: {data}\nretriever: {temperature: .nan}\n", "retriever.temperature"),
         ("data: {data}\nretriever: {query_length: true}\n", "retriever.query_length"),
         ("data: {data}\nretriever: {query_length: 2.5}\n", "retriever.query_length"),
+        ("data: {data}\nsave_minutes: 1" + "0" * 400 + "\n", "int too large"),
         ("data: {data}\nsave_minutes: -1\n", "save_minutes=-1"),
         ("data: {data}\noutput: x\n", ":3: not YAML ('output' for the second time)"),
     ],
@@ -131,6 +132,10 @@ def test_a_list_of_one_needs_no_brackets(data, tmp_path):
     assert cli.parse(["evaluate", "--qrels", "q", "--run", "r", "--measures", "RR@10"]).keywords[
         "measures"
     ] == ["RR@10"]
+
+
+def test_a_number_of_hundreds_of_digits(fails, data, tmp_path):
+    assert "int too large" in fails(*train(data, tmp_path / "run", save_minutes="1" + "0" * 400))
 
 
 def test_flags_override_the_config_before_them(data, tmp_path):
