@@ -44,14 +44,20 @@ class Best:
         remedy = f"remove {path}, and the folder is made again"
         kept = read_typed(path, dict[str, Kept], remedy) if path.is_file() else {}
         self._models = {name: kept[name] for name in (kind.value for kind in Model) if name in kept}
+        self._whole: set[str] = set()  # the models that were written, or looked through, by this process
 
     def has(self, model: ModelHandle) -> bool:
         """Whether this very model is there, whole, and a retriever with its index."""
-        known = self._models.get(model.kind.value, {}).get("fingerprint") == model.fingerprint
-        files = [f"{model.kind.value}/{file}" for file in checkpoints.CHECKPOINT_FILES]
-        if model.kind is Model.RETRIEVER:
-            files += [f"{INDEX}/{file}" for file in index.CONTENTS.names]
-        return known and all((self.folder / file).is_file() for file in files)
+        name = model.kind.value
+        if self._models.get(name, {}).get("fingerprint") != model.fingerprint:
+            return False
+        if name not in self._whole and self._is_whole(model.kind):
+            self._whole.add(name)
+        return name in self._whole
+
+    def _is_whole(self, kind: Model) -> bool:
+        indexed = kind is Model.RERANKER or index.is_whole(self.folder / INDEX)
+        return indexed and checkpoints.is_whole(self.folder / kind.value)
 
     def keep(self, model: ModelHandle, why: str, corpus: CorpusIndex | None = None, digest: str = "") -> None:
         """Copy a model into the folder, a retriever together with its index.
@@ -73,6 +79,7 @@ class Best:
             if corpus is not None:
                 corpus.save(self.folder / INDEX, digest)
         self._models[name] = {"step": model.step, "fingerprint": model.fingerprint}
+        self._whole.add(name)
         self._write()
 
     def rerank_to(self, depth: int) -> None:
@@ -93,6 +100,7 @@ class Best:
         distributed.barrier()
 
     def _forget(self, name: str) -> None:
+        self._whole.discard(name)
         if self._models.pop(name, None):
             self._write()
 

@@ -290,6 +290,17 @@ def test_what_is_not_there_is_made_again(whole, copied, gone):
     running.check_best(copied)
 
 
+@pytest.mark.parametrize("damaged", ["best/retriever/vocab.txt", "best/index/passages.jsonl"])
+def test_what_is_damaged_in_best_is_made_again(whole, copied, damaged):
+    """Half a vocabulary, and a text of as many bytes that is not the corpus's."""
+    path = Path(copied.output) / damaged
+    text = path.read_bytes()
+    path.write_bytes(text[: len(text) // 2] if path.suffix == ".txt" else text.replace(b"river", b"ocean"))
+    train(copied)
+    assert path.read_bytes() == text
+    assert running.outcome(copied) == running.outcome(whole)
+
+
 def test_a_model_that_is_no_more_leaves_best(whole, copied):
     """Whatever was best: what is trained anew, and much worse, must not be what people search with."""
     best = running.best_step(whole, "retriever")
@@ -488,7 +499,7 @@ def test_the_folder_of_another_system_or_version(copied, data, tmp_path):
     (Path(copied.output) / "step1" / "step.json").rename(Path(copied.output) / "step1" / "stage.json")
     with pytest.raises(ValueError, match="version 0.1 began this run and only it can go on"):
         train(copied)
-    with pytest.raises(ValueError, match="config.yaml is a file: choose another --output"):
+    with pytest.raises(ValueError, match="config.yaml is a file or a device: choose another --output"):
         train(change(copied, "", output=f"{copied.output}/config.yaml"))
 
 
