@@ -6,6 +6,7 @@ A command is a function whose parameters are its flags and whose docstring is it
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache, partial
@@ -145,7 +146,8 @@ def _first_line(function: Callable[..., None]) -> str:
 
 
 def _silence_libraries() -> None:
-    """Hide what libraries log about their progress; warnings still show."""
+    """Hide what libraries log about their progress; warnings still show, as sentences without code."""
+    warnings.formatwarning = lambda message, *_, **__: f"rocketqa: {shortened(str(message))}\n"
     for library in ("faiss", "bm25s", "httpx"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # bm25s sets its own level when it is imported

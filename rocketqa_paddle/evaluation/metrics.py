@@ -1,5 +1,6 @@
 """Measures of a run (by ir_measures), and whether two runs differ by more than chance (by SciPy)."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,9 @@ def compare(values: np.ndarray, baseline: np.ndarray) -> Comparison:
     difference = values - baseline
     p_value = 1.0 if len(difference) > 1 else float("nan")
     if len(difference) > 1 and difference.any():
-        p_value = float(stats.ttest_rel(values, baseline).pvalue)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the differences may all be the same
+            p_value = float(stats.ttest_rel(values, baseline).pvalue)
     return Comparison(float(difference.mean()), p_value, len(difference))
 
 

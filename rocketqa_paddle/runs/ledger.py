@@ -1,7 +1,7 @@
 """What a run folder remembers of every step, in `STEP/step.json`: its artefacts and what each was made of."""
 
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.records import Model
@@ -14,19 +14,24 @@ from rocketqa_paddle.runtime.typed import read_typed
 RECORD = "step.json"
 
 
-class Record(TypedDict):
-    """What is known of an artefact: the values that it was made of, by how many processes, and more."""
+class Made(TypedDict):
+    """What every artefact is known by: the values that it was made of, and by how many processes."""
 
     made_of: dict[str, Any]
     processes: int
-    digest: NotRequired[str]
-    """Of a model."""
-    content: NotRequired[str]
-    """Fingerprint of the file of a run."""
-    judged: NotRequired[str]
+
+
+class Record(Made, total=False):
+    """What is known of an artefact."""
+
+    digest: str
+    """The digest of a model."""
+    content: str
+    """The fingerprint of the file of a run."""
+    judged: str
     """Stands for the judgements and measures of `measures`."""
-    measures: NotRequired[dict[str, float]]
-    """Means on dev."""
+    measures: dict[str, float]
+    """The means on dev."""
 
 
 class Ledger:

@@ -51,7 +51,8 @@ class Measured:
         """Measure a run once, note it in the ledger, the log and the model's card, and tell it."""
         walk, names = self.walk, self.walk.settings.evaluation.measures
         judged = fingerprint([walk.dev.fingerprint, " ".join(names)])
-        if not walk.ledger.keeps(run) or walk.ledger.record(run).get("judged") != judged:
+        record = walk.ledger.record(run) if walk.ledger.keeps(run) else {}
+        if record.get("judged") != judged or not record.get("measures", {}).keys() >= {*names}:
             means = {name: float(values.mean()) for name, values in walk.measure(run).items()}
             told = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
             logged = {f"dev/{model.kind.value}/{name}": value for name, value in means.items()}

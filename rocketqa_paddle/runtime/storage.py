@@ -116,8 +116,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file, as float32.
 
     Raises:
-        ValueError: the file is cut off, or holds numbers of a type that is not read (of 8 bits, or complex).
+        ValueError: it is a folder or cut off, or holds numbers of a type that is not read (8 bits, complex).
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, expected a safetensors file")
     try:
         with safe_open(path, framework="numpy") as file, open(path, "rb") as raw:  # which checks the header
             size = int.from_bytes(raw.read(8), "little")

@@ -8,7 +8,7 @@ import json
 import math
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from rocketqa_paddle.runtime.storage import read_json
 
@@ -62,11 +62,10 @@ def typed(value: Any, kind: Any, place: str) -> Any:
             raise _wrong(value, " or ".join(map(_name, arguments)), place)
     elif is_typeddict(kind):
         _demand(value, dict, place)
-        for name, hint in get_type_hints(kind, include_extras=True).items():
-            optional = get_origin(hint) is NotRequired
+        for name, hint in get_type_hints(kind).items():
             if name in value:
-                typed(value[name], get_args(hint)[0] if optional else hint, f"{place}: {name}")
-            elif not optional:
+                typed(value[name], hint, f"{place}: {name}")
+            elif name in kind.__required_keys__:
                 raise ValueError(f"{place}: {name!r} is missing")
     elif origin is dict:
         for name, part in _demand(value, dict, place).items():

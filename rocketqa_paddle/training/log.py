@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import write_text
@@ -14,11 +14,14 @@ from rocketqa_paddle.runtime.typed import parse_typed, typed
 Line = dict[str, Any]
 
 
-class _Line(TypedDict):
+class _Always(TypedDict):
     time: float
     stage: str
-    step: NotRequired[int]
-    loss: NotRequired[float | None]
+
+
+class _Line(_Always, total=False):
+    step: int
+    loss: float | None
 
 
 class MetricsLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -232,3 +233,14 @@ def test_a_batch_of_nothing(fails, line):
     wanted = {"encode": {"checkpoint", "input", "output"}, "index": {"checkpoint", "passages", "output"}}
     given = {name: flags[name] for name in wanted.get(line[0], flags.keys() - {"input"})}
     assert fails(*line, *words(**given, batch_size=0)) == "rocketqa: batch_size=0, expected at least 1"
+
+
+def test_a_warning_is_a_sentence_without_code(data, best, tmp_path):
+    """BEIR's empty passages are kept, with a warning."""
+    lines = [{"_id": "a", "title": "", "text": ""}, {"_id": "b", "title": "", "text": "the red dog"}]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = words(checkpoint=best / "retriever", passages="corpus.jsonl", output="index")
+    done = toy.run(sys.executable, "-m", "rocketqa_paddle", "index", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = "rocketqa: corpus.jsonl: 1 of 2 passages have neither title nor text"
+    assert [line for line in done.stderr.splitlines() if "neither" in line] == [told]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import pytest
 
 from rocketqa_paddle.runtime.typed import parse_typed, read_typed, typed
 
 
-class Inner(TypedDict):
+class Named(TypedDict):
     name: str
-    values: NotRequired[list[float]]
+
+
+class Inner(Named, total=False):
+    values: list[float]
 
 
 class Outer(TypedDict):
