@@ -56,8 +56,7 @@ def claimed(folder: Path, settings: RunSettings) -> Iterator[None]:
     distributed.barrier()  # every rank has read the settings that were there
     with ExitStack() as stack:
         if distributed.is_main():
-            stack.enter_context(locked(folder))
-            folder.mkdir(exist_ok=True)
+            stack.enter_context(locked(folder / CONFIG))
             tidy(folder)
             text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
             write_text(folder / CONFIG, text)

@@ -153,9 +153,11 @@ def tidy(folder: str | Path) -> None:
             if name in folders:
                 folders.remove(name)
             place = Path(path) / name.removeprefix(".").rpartition(".rocketqa-")[0]
+            # Letting go of a lock removes its file, unless this process had it before.
             with suppress(ValueError), locked(place):
                 _restore(place)
-                _delete(Path(path) / name)
+                if not name.endswith("-lock"):
+                    _delete(Path(path) / name)
 
 
 def sync(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from kills import killed_at
 
 from rocketqa_paddle.runtime.folders import Contents, remove, replacing, tidy, whole
-from rocketqa_paddle.runtime.storage import NotWritten, hidden, read_json, write_json
+from rocketqa_paddle.runtime.storage import NotWritten, hidden, locked, read_json, write_json
 
 MARKER = "meta.json"
 KIND = Contents("toy", (MARKER, "more/*"), (MARKER,), lambda values: "text" in values)
@@ -149,6 +149,9 @@ def test_tidying_spares_what_others_have(tmp_path):
     hidden(tmp_path / "deep", "new").mkdir()
     (tmp_path / "run").mkdir()
     hidden(tmp_path / "run" / "report.md", "new").write_text("half")
-    tidy(tmp_path)
+    hidden(tmp_path / "run" / "index", "lock").touch()
+    with locked(tmp_path / "run" / "config.yaml"):
+        tidy(tmp_path)
+        assert names(tmp_path / "run") == [".config.yaml.rocketqa-lock"]
     assert names(tmp_path) == [".folder.new", ".notes.old", "a.rocketqa-old", "run"]
     assert names(tmp_path / "run") == []

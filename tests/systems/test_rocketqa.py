@@ -471,7 +471,7 @@ def test_the_initial_checkpoint_is_among_the_steps(copied):
 
 def test_two_runs_in_one_folder(copied):
     with ThreadPoolExecutor(1) as other:
-        lock = locked(copied.output)
+        lock = locked(Path(copied.output) / "config.yaml")
         other.submit(lock.__enter__).result()
         with pytest.raises(ValueError, match="another process is at work here: wait for it, or stop it"):
             train(copied)
