@@ -136,9 +136,10 @@ class NetworkSettings(Settings):
     """What both networks have."""
 
     init: str = without_effect("mini")
-    """Initial checkpoint: a checkpoint of this project, a Hugging Face BERT or ERNIE folder,
-    `package:NAME/FOLDER` for a folder inside an installed package, a PaddleNLP name such as
-    `ernie-2.0-base-en` (extra `paddlenlp`), or a size from scratch: `tiny`, `mini`."""
+    """Initial checkpoint: a checkpoint of this project, a published name (`rocketqa models`), a toolkit's
+    JSON, a Hugging Face BERT or ERNIE folder, `package:NAME/FOLDER` for a folder inside an installed package,
+    a PaddleNLP name such as `ernie-2.0-base-en` (extra `paddlenlp`), or a size from scratch: `tiny`,
+    `mini`."""
     dropout: float = 0.1
     """Dropout in training."""
     for_cn: bool = False

@@ -32,6 +32,8 @@ from rocketqa_paddle.networks.encoders import CROSS, Checkpoint, Kind, describe
 from rocketqa_paddle.runtime.folders import Contents, replacing, whole
 from rocketqa_paddle.runtime.storage import read_json
 
+LARGEST_DIFFERENCE = 1e-4
+"""How far a converted model's outputs may be from the original's."""
 Format = Literal["native", "reference", "paddlenlp", "huggingface"]
 _LIBRARIES = {"paddlenlp": paddlenlp, "huggingface": huggingface}
 _TOOLKIT_KEYS = {*reference.PATHS}
@@ -207,13 +209,14 @@ def installed_folder(reference: str) -> Path:
 # Writing ----------------------------------------------------------------------------------------
 
 
-def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = "") -> None:
+def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = "") -> float:
     """Write a model to a folder, which is replaced if it holds a model that `write` wrote, in any format.
 
-    `card` is for the native format.
+    `card` is for the native format. Return the `largest_difference` of what is read back.
 
     Raises:
-        ValueError: the format cannot express the model, or the folder holds anything else.
+        ValueError: the format cannot express the model, the folder holds anything else, or what is read back
+            gives other numbers. The folder stays as it was then.
     """
     with replacing(target, CONTENTS) as new:
         if to == "native":
@@ -226,6 +229,10 @@ def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = ""
             for side, tower in split_towers(checkpoint).items():
                 (new / side).mkdir()
                 _LIBRARIES[to].write(tower, new / side)
+        difference = largest_difference(checkpoint, read(new))
+        if not difference <= LARGEST_DIFFERENCE:
+            raise ValueError(f"{target}: read back, the model's outputs would differ by {difference:.2g}")
+    return difference
 
 
 def _is_ours(config: dict[str, Any]) -> bool:

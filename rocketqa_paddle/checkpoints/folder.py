@@ -149,16 +149,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def is_whole(folder: str | Path) -> bool:
-    """Tell whether a checkpoint folder can be read, with the vocabulary that it was written with.
+def is_whole(folder: str | Path, digest: str) -> bool:
+    """Tell whether a checkpoint folder holds the model of a digest.
 
     This reads all of it: it is for a program that wants to keep a model instead of making it again.
     """
     try:
-        load(folder)
+        return load(folder).digest() == digest
     except (ValueError, OSError):
         return False
-    return True
 
 
 def is_checkpoint(folder: str | Path) -> bool:

@@ -10,22 +10,24 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache, partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rocketqa_paddle import __version__
 from rocketqa_paddle.commands import compare, train
 from rocketqa_paddle.commands.convert import convert_model
-from rocketqa_paddle.commands.encode import encode
+from rocketqa_paddle.commands.encode import encode, output_files
 from rocketqa_paddle.commands.evaluate import evaluate
 from rocketqa_paddle.commands.flags import Parser, shortened
 from rocketqa_paddle.commands.index import index
 from rocketqa_paddle.commands.inspect import inspect_model
 from rocketqa_paddle.commands.mine import mine
 from rocketqa_paddle.commands.models import list_models
+from rocketqa_paddle.commands.outputs import claimed
 from rocketqa_paddle.commands.process import (
     abandon_output,
     flushed,
     readable_streams,
+    requests_held_back,
     stop_at_once,
     stop_requests,
 )
@@ -49,7 +51,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 """All commands but `train` and `compare`, which read settings from files."""
 USAGES = {"convert": "SOURCE TARGET [--to FORMAT]", "inspect": "CHECKPOINT", "models": ""}
 """The usage of commands whose parameters are positional."""
-STOPPED = "stopped; the same command goes on from the last finished piece"
+WRITTEN: dict[str, Callable[[str], list[str]]] = {
+    "encode": output_files,
+    **dict.fromkeys(("search", "rerank", "mine"), lambda output: [output]),
+}
+"""The files that commands write, by their `--output`. Commands that write folders check them themselves."""
+_PATHS = (
+    *("checkpoint", "index", "reranker", "run", "queries", "passages", "titles", "qrels", "input", "output"),
+    *("baseline", "source", "target"),
+)
+"""The names of parameters that name files and folders."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -70,19 +81,23 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail(STOPPED, 130)
+        goes_on = "; the same command goes on from the last finished piece"
+        words = sys.argv[1:] if arguments is None else arguments
+        _fail("stopped" + goes_on * (words[:1] in (["train"], ["compare"])), 130)
     except RuntimeError as error:
         _end(error)
 
 
 def _run(arguments: list[str]) -> None:
     tune_cpu()
-    with stop_at_once(f"rocketqa: {STOPPED}"):
+    with stop_at_once("rocketqa: stopped"):
         call = parse(arguments)
+    with requests_held_back() as release:
         import_paddle()
         _silence_libraries()
-    with stop_requests():  # after Paddle, which takes SIGTERM for a crash
-        call()
+        with stop_requests():
+            release()
+            call()
 
 
 def _end(error: RuntimeError) -> NoReturn:
@@ -100,6 +115,9 @@ def _end(error: RuntimeError) -> NoReturn:
 
 def parse(arguments: list[str]) -> Callable[[], None]:
     """Read a command line and return the call that it stands for. A mistake in it exits 2."""
+    for word in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise ValueError(f"{word!r} is not UTF-8: rename the file, or correct the flag")
     # jsonargparse loses its way in the errors of nested subcommands, so each level has a parser of its own.
     parsers = {"train": train.parse, "compare": compare.parse}
     if arguments and arguments[0] in parsers:
@@ -107,8 +125,18 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     parsed = _parser().parse_args(arguments)
     values = vars(parsed[parsed.command]).items()
     paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
-    call = partial(COMMANDS[parsed.command], **paths)
+    if empty := [name for name, value in paths.items() if value == "" and name in _PATHS]:
+        raise ValueError(f"--{empty[0]} is empty: give a name, or leave the flag out")
+    call = partial(_holding_output, parsed.command, paths)
     return partial(_apart_from_data, call) if is_standard_output(paths.get("output") or "") else call
+
+
+def _holding_output(command: str, values: dict[str, Any]) -> None:
+    """Call a command while its output is checked and held."""
+    output, written = values.get("output"), WRITTEN.get(command)
+    inputs = [values[name] for name in _PATHS if name != "output" and values.get(name)]
+    with claimed(written(output) if written and output else (), inputs):
+        COMMANDS[command](**values)
 
 
 def _apart_from_data(call: Callable[[], None]) -> None:

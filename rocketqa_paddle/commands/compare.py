@@ -11,9 +11,8 @@ from rocketqa_paddle.commands.train import join_ranks
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
     """Read the command line after `rocketqa compare`. A mistake in it exits 2."""
     usage = "rocketqa compare --config FILE [--KEY VALUE ...]"
-    parser = SettingsParser(
-        CompareSettings, prog="rocketqa compare", usage=usage, description=compare.__doc__
-    )
+    told = compare.__doc__.partition("\n\n    Raises")[0]
+    parser = SettingsParser(CompareSettings, prog="rocketqa compare", usage=usage, description=told)
     return partial(compare, settings_of(CompareSettings, parser.parse_args(list(arguments))))
 
 

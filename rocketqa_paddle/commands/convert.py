@@ -6,9 +6,6 @@ from typing import Literal
 from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.runtime.storage import locked
 
-LARGEST_DIFFERENCE = 1e-4
-"""How far a converted model's outputs may be from the original's."""
-
 
 def convert_model(
     source: str, target: str, to: Literal["native", "paddlenlp", "huggingface", "reference"] = "native"
@@ -30,13 +27,10 @@ def convert_model(
         raise ValueError(f"{target} is where {source} is, or one is inside the other: choose another target")
     with locked(target):
         convert.CONTENTS.check(target)
+        if new.is_dir() and any(new.iterdir()):
+            raise ValueError(f"{target} holds a model already: remove it, or choose another target")
         model = convert.read_found(found)
-        convert.write(model, target, to, card=f"Converted from {source}.")
-        difference = convert.largest_difference(model, convert.read(target))
-    if not difference <= LARGEST_DIFFERENCE:
-        raise ValueError(
-            f"{target}: read back, its outputs differ by {difference:.2g} from those of {source}"
-        )
+        difference = convert.write(model, target, to, card=f"Converted from {source}.")
     print(f"{target}: {model.kind.replace('_', ' ')}, written as {to}")
     print(f"largest difference on {len(convert.SAMPLE)} sample texts: {difference:.2g}")
     for note in convert.notes(model, to):

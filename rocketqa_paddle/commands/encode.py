@@ -10,6 +10,12 @@ from rocketqa_paddle.runtime.storage import atomic, locked, save_array, write_te
 from rocketqa_paddle.settings import at_least
 
 
+def output_files(output: str) -> list[str]:
+    """The files that `encode --output OUTPUT` writes: the vectors and their ids."""
+    stem = output.removesuffix(".npy")
+    return [f"{stem}.npy", f"{stem}.ids.txt"] if Path(stem).name and not stem.endswith("/") else [output]
+
+
 def encode(
     checkpoint: str,
     input: str,
@@ -38,8 +44,10 @@ def encode(
     at_least(1, batch_size=batch_size)
     refuse_stream(output, "two files, OUTPUT.npy and OUTPUT.ids.txt,")
     select_device(use_cuda)
-    stem = output.removesuffix(".npy")
-    with locked(f"{stem}.npy"):
+    vectors_file, ids_file = map(Path, output_files(output))
+    if kind == "queries" and titles:
+        raise ValueError("--titles is for passages, but --kind is queries")
+    with locked(vectors_file):
         model = convert.read(checkpoint, kind=DUAL)
         if kind == "queries":
             records = load_queries(input)
@@ -53,7 +61,8 @@ def encode(
                 print(sentence)
             columns = [p.title for p in records.values()], [p.text for p in records.values()]
             vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
-        with atomic(f"{stem}.npy") as new:
+        ids_file.unlink(missing_ok=True)  # so that a crash leaves no old ids beside new vectors
+        with atomic(vectors_file) as new:
             save_array(new, vectors)
-        write_text(Path(f"{stem}.ids.txt"), "".join(f"{id}\n" for id in records))
-    print(f"{len(records)} vectors of {vectors.shape[1]} dimensions in {stem}.npy")
+        write_text(ids_file, "".join(f"{id}\n" for id in records))
+    print(f"{len(records)} vectors of {vectors.shape[1]} dimensions in {vectors_file}")

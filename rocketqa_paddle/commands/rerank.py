@@ -42,6 +42,8 @@ def rerank(
 
     at_least(1, depth=depth, batch_size=batch_size)
     hits = first_hits(read_run(run), depth)
+    if not hits:
+        raise ValueError(f"{run}: empty file, expected a run")
     found = {hit.passage_id for query_hits in hits.values() for hit in query_hits}
     check_run_ids(output, format, hits, found)
     texts = load_queries(queries)

@@ -125,7 +125,7 @@ class Place(NamedTuple):
     def real(self, noun: str, text: str) -> float:
         """Read a finite number."""
         try:
-            value = float(text)
+            value = float(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             value = math.nan
         if math.isfinite(value):

@@ -12,6 +12,7 @@ _LAYOUTS = (
     ("query id", "0", "passage id", "relevance"),
 )
 _COLUMNS = {2: (0, 1), 3: (0, 1, 2), 4: (0, 2, 3)}  # query id, passage id, relevance
+_HEADER = ID_NAMES | {"query", "passage", "document", "doc", "topic"}
 _LARGEST = 1_000_000  # trec_eval takes memory for every grade below the highest one
 
 Judgement = tuple[Place, str, str, int]
@@ -37,7 +38,7 @@ def judgements(path: FilePath) -> Iterator[Judgement]:
     for number, (place, fields) in enumerate(columns(rows, *_LAYOUTS, by_space=True)):
         query_id, passage_id, *relevance = (fields[column] for column in _COLUMNS[len(fields)])
         if number == 0:
-            if plain(query_id) in ID_NAMES and plain(passage_id) in ID_NAMES:
+            if {plain(query_id), plain(passage_id)} <= _HEADER:
                 continue
             if len(fields) == 3:
                 header = " ".join(_LAYOUTS[1])

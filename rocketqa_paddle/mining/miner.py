@@ -53,8 +53,8 @@ class MiningReport:
         notes = {
             "negatives drawn from the whole corpus (too few candidates)": self.filled,
             "negatives from deeper ranks (the re-ranker rejects too few candidates)": self.deeper,
-            "queries left out (the re-ranker rejects too few candidates)": self.too_few_negatives,
-            "queries left out (the re-ranker accepts no candidate)": self.no_positive,
+            "queries without a denoised group (too few rejected candidates)": self.too_few_negatives,
+            "queries without a pseudo label (no accepted candidate)": self.no_positive,
             "candidates left out (their title and text are those of a positive or of the query)": (
                 self.false_negatives
             ),

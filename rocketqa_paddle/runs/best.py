@@ -28,6 +28,7 @@ class Kept(TypedDict):
 
     step: str
     fingerprint: str
+    digest: str
 
 
 class Best:
@@ -57,13 +58,13 @@ class Best:
 
     def _is_whole(self, kind: Model) -> bool:
         indexed = kind is Model.RERANKER or index.is_whole(self.folder / INDEX)
-        return indexed and checkpoints.is_whole(self.folder / kind.value)
+        return indexed and checkpoints.is_whole(self.folder / kind.value, self._models[kind.value]["digest"])
 
-    def keep(self, model: ModelHandle, why: str, corpus: CorpusIndex | None = None, digest: str = "") -> None:
+    def keep(self, model: ModelHandle, why: str, digest: str, corpus: CorpusIndex | None = None) -> None:
         """Copy a model into the folder, a retriever together with its index.
 
         The two take the places of older ones one right after the other, when both are written. The model's
-        card says why it was chosen; `digest` is that of the model that made the index.
+        card says why it was chosen; `digest` is the model's.
         """
         name = model.kind.value
         self._forget(name)
@@ -78,7 +79,7 @@ class Best:
                 sync(new)  # the long part, so that the two renames follow each other at once
             if corpus is not None:
                 corpus.save(self.folder / INDEX, digest)
-        self._models[name] = {"step": model.step, "fingerprint": model.fingerprint}
+        self._models[name] = {"step": model.step, "fingerprint": model.fingerprint, "digest": digest}
         self._whole.add(name)
         self._write()
 

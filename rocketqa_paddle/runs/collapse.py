@@ -8,6 +8,7 @@ from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs.artefacts import ModelHandle, StoredRun, TrainedModel
 from rocketqa_paddle.runs.searches import Searches
+from rocketqa_paddle.runs.walk import FEWEST_DEV
 from rocketqa_paddle.runtime.distributed import say
 from rocketqa_paddle.runtime.storage import fingerprint
 from rocketqa_paddle.search.retrieval import to_hits
@@ -15,7 +16,6 @@ from rocketqa_paddle.search.retrieval import to_hits
 _SPREAD = 1e-5  # of the largest score, where float32 has seven digits
 _LOST = 0.1  # of the measure
 _P_VALUE = 0.05
-_FEWEST = 30  # queries that can tell a weak model from chance
 _ORDERED = 1000  # queries whose passages are put in a random order; a small set is taken several times
 _REMEDIES = {
     Model.RETRIEVER: "Try a lower learning_rate, more warm-up (warmup_ratio), more steps, pooling mean, "
@@ -59,7 +59,7 @@ class CollapseCheck:
         ledger, begun_from = self.walk.ledger, self._begun_from(model, run)
         compared = fingerprint([self.walk.dev.fingerprint, self._measure, *map(str, begun_from.values())])
         noted = ledger.record(run).get("collapse", {})
-        if noted.get("compared") != compared:
+        if noted.get("compared") != compared or "problem" not in noted:
             noted = {"compared": compared, "problem": self._problem(model, run, begun_from)}
             ledger.note(run, collapse=noted)
         return noted["problem"]
@@ -85,7 +85,7 @@ class CollapseCheck:
             if fell.difference < -_LOST * before.mean() and fell.p_value < _P_VALUE:
                 was, now = f"{before.mean():.3f} ({step})", f"{values.mean():.3f}"
                 return f"{self._measure} on dev fell from {was} to {now} (p = {fell.p_value:.2g})"
-        if len(values) < _FEWEST:
+        if len(values) < FEWEST_DEV:
             return ""
         chance = self._by_chance(model, run)
         better = metrics.compare(values, chance)

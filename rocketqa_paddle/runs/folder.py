@@ -14,7 +14,8 @@ from rocketqa_paddle.runtime.yaml_files import read_yaml
 from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.training import trainer
 
-CONFIG = "config.yaml"
+CONFIG, VOCABULARY = "config.yaml", "vocabulary"
+_HEAD = "# The settings of the run in this folder, which writes them anew whenever it goes on."
 
 
 def check(folder: Path, settings: RunSettings) -> None:
@@ -28,7 +29,7 @@ def check(folder: Path, settings: RunSettings) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file or a device: choose another --output")
     if not path.is_file():
-        if folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        if folder.is_dir() and any(p.name[0] != "." and p.name != VOCABULARY for p in folder.iterdir()):
             raise ValueError(f"{folder} holds other files (and no {CONFIG}): choose another --output")
         return
     if any(folder.glob("*/stage.json")):
@@ -39,6 +40,9 @@ def check(folder: Path, settings: RunSettings) -> None:
         before = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{error}: remove this file, and the run goes on") from None
+    begun = path.read_text(encoding="utf-8").startswith(_HEAD) or any(folder.glob("**/step.json"))
+    if not begun:
+        raise ValueError(f"{path} was not written by a run, which would replace it: choose another --output")
     if differ := before.keys() ^ dataclasses.asdict(settings).keys():
         raise ValueError(
             f"{path}: a run of another system, or version, began this folder (it differs in "
@@ -59,6 +63,6 @@ def claimed(folder: Path, settings: RunSettings) -> Iterator[None]:
             stack.enter_context(locked(folder / CONFIG))
             tidy(folder)
             text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
-            write_text(folder / CONFIG, text)
+            write_text(folder / CONFIG, f"{_HEAD}\n{text}")
         distributed.barrier()
         yield

@@ -80,6 +80,12 @@ class Initials:
 
     def _weights(self, init: str) -> initial.Initial:
         if init not in self._read:
+            run = Path(self.settings.output).resolve()
+            if Path(init).exists() and run in (Path(init).resolve(), *Path(init).resolve().parents):
+                raise ValueError(
+                    f"init: {init} lies in the run folder {run}, where this run would replace it: "
+                    "copy it elsewhere, or choose another --output"
+                )
             texts = (f"{passage.title} {passage.text}" for passage in self.corpus.passages.values())
             with distributed.main_first():
                 self._read[init] = initial.read(init, texts, self.work)

@@ -133,4 +133,4 @@ class Measured:
         why = f"{system}step {model.step}, by {measure} on {self.walk.dev.name}."
         trained = isinstance(model, TrainedModel)
         digest = self.walk.ledger.record(model)["digest"] if trained else model.value().digest()
-        self.best.keep(model, why, index, digest)
+        self.best.keep(model, why, digest, index)

@@ -306,7 +306,13 @@ class Run(Searches):
     def _load(self, model: TrainedModel) -> Checkpoint:
         assert self.ledger.keeps(model), f"{model} is not there"
         s = self.settings.retriever if model.kind is RETRIEVER else self.settings.reranker
-        return checkpoints.load(self.folder / model.place, dropout=s.dropout, use_recompute=s.recompute)
+        place, trained = self.folder / model.place, self.ledger.record(model).get("digest")
+        checkpoint = checkpoints.load(place, dropout=s.dropout, use_recompute=s.recompute)
+        if trained and checkpoint.digest() != trained:
+            raise ValueError(
+                f"{place}: not the model that this step made: remove the folder, and the step is done again"
+            )
+        return checkpoint
 
     def _save(self, model: TrainedModel, checkpoint: Checkpoint, card: str) -> None:
         if distributed.is_main():

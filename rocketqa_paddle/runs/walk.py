@@ -4,12 +4,16 @@ from pathlib import Path
 
 from rocketqa_paddle.data import dataset
 from rocketqa_paddle.evaluation import metrics
+from rocketqa_paddle.runs.folder import VOCABULARY
 from rocketqa_paddle.runs.initials import Initials
 from rocketqa_paddle.runs.ledger import Ledger
 from rocketqa_paddle.runs.plan import Plan
 from rocketqa_paddle.runs.selection import ALL, Selection
 from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.training.log import MetricsLog
+
+FEWEST_DEV = 30
+"""Queries of dev that can tell a weak model from chance."""
 
 
 class Walk:
@@ -36,7 +40,10 @@ class Walk:
         deeper = [m for m in measures if (m.params.get("cutoff") or 0) > depth]
         told = f"is measured on {depth} passages a query, for evaluation.depth is {depth}"
         self.notes = [*data.notes, *(f"{measure} {told}" for measure in deeper)]
-        self.initials = Initials(settings, self.corpus, self.folder / "vocabulary" / self.corpus.fingerprint)
+        if (dev := len(self.dev)) < FEWEST_DEV:
+            told = "too few to tell a model that has learned nothing from one that has learned little"
+            self.notes.append(f"{settings.data.dev} has {dev} queries: {told}")
+        self.initials = Initials(settings, self.corpus, self.folder / VOCABULARY / self.corpus.fingerprint)
         self.begin(ALL, dry=True)
 
     def begin(self, selection: Selection, *, dry: bool) -> None:

@@ -8,7 +8,7 @@ hidden folders, which the next writer and `tidy` remove.
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -89,7 +89,9 @@ def replacing(folder: str | Path, contents: Contents) -> Iterator[Path]:
             `Contents.check`. Nothing is touched.
         NotWritten: the old folder stays, and nothing of the new one is left.
     """
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))
+    if not folder.name or folder == Path.cwd():
+        raise ValueError(f"{folder} is where this command works, and cannot be replaced: give a new name")
     new, old = hidden(folder, "new"), hidden(folder, "old")
     with writing(folder), locked(folder):
         _restore(folder)
@@ -113,18 +115,19 @@ def replacing(folder: str | Path, contents: Contents) -> Iterator[Path]:
 @contextmanager
 def scratch(folder: str | Path, *, keep: bool = False) -> Iterator[Path]:
     """Give a hidden folder for passing work beside another one. It is deleted at the end unless `keep`."""
-    place = hidden(Path(folder).resolve(), "parts")
+    place = hidden(Path(os.path.realpath(folder)), "parts")
     place.mkdir(parents=True, exist_ok=True)
-    try:
-        yield place
-    finally:
-        if not keep:
-            _delete(place)
+    with nullcontext() if keep else locked(folder):  # so that `tidy` spares it
+        try:
+            yield place
+        finally:
+            if not keep:
+                _delete(place)
 
 
 def whole(folder: str | Path) -> Path:
     """Return where to read what `replacing` writes: the old folder if a crash came between its renames."""
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))
     old = hidden(folder, "old")
     return old if old.is_dir() and not folder.exists() else folder
 
@@ -135,7 +138,7 @@ def remove(folder: str | Path, contents: Contents) -> None:
     Raises:
         ValueError: another process writes the folder, or it holds something that we did not write.
     """
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))
     with locked(folder):
         _restore(folder)
         contents.check(folder)

@@ -40,7 +40,7 @@ def writing(path: str | Path) -> Iterator[None]:
     except NotWritten:
         raise
     except OSError as error:
-        remedy = "make room there or write elsewhere, and give the same command again"
+        remedy = "write elsewhere, or make room if the disk is full, and give the same command again"
         raise NotWritten(f"{path}: could not be written ({error.strerror or error}): {remedy}") from error
 
 
@@ -54,9 +54,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Raises:
         NotWritten: nothing of the new file is left then.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # which does not fail on links in a circle, as Path.resolve does
     new = hidden(path, "new")
     with writing(path), locked(path, wait=True):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError("it is write-protected")
         try:
             yield new
             fsync(new)
@@ -173,7 +175,7 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         ValueError: another process holds the lock, and `wait` is not set.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))
     file = hidden(path, "lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(file, is_singleton=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rocketqa_paddle.runtime.folders import Contents, whole
-from rocketqa_paddle.runtime.storage import atomic, read_json, write_json, write_text
+from rocketqa_paddle.runtime.storage import atomic, fingerprint, read_json, write_json, write_text
 from rocketqa_paddle.search.texts import OFFSETS, TEXTS, texts_record
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class VectorIndex:
             except RuntimeError as error:
                 raise OSError(error) from error
         write_text(folder / IDS, "".join(f"{i}\n" for i in self.ids))
-        write_json(folder / META, self._meta() | ({"texts": dict(texts)} if texts else {}))
+        content = {"content": self._content(self._sampled_step())}
+        write_json(folder / META, self._meta() | content | ({"texts": dict(texts)} if texts else {}))
 
     def _meta(self) -> dict[str, Any]:
         sizes = {"dimension": self.dimension, "metric": "inner_product", "count": len(self)}
@@ -145,7 +146,9 @@ class VectorIndex:
             raise ValueError(f"{folder}: ids.txt is damaged, build the index again ({error})") from None
         index.model = meta.get("model", "")
         index._index = _read(folder / "index.faiss")
-        announced = {key: value for key, value in meta.items() if key not in ("format_version", "texts")}
+        announced = {
+            key: value for key, value in meta.items() if key not in ("format_version", "texts", "content")
+        }
         known = meta.get("format_version") in _READ_VERSIONS and index._index.ntotal == len(index)
         if not known or {"format_version": FORMAT_VERSION, **announced} != index._meta():
             found = f"{index._index.ntotal} vectors and {len(index)} ids ({index._meta()})"
@@ -153,14 +156,26 @@ class VectorIndex:
                 f"{folder}: meta.json announces {str(meta)[:300]}, but the files hold {found}: the folder is "
                 "damaged, build the index again"
             )
-        index._check_sample(folder)
+        if not np.isfinite(index._every(index._sampled_step())).all():
+            raise ValueError(f"{folder / VECTORS} holds NaN or infinity: build the index again")
+        written = meta.get("content", {})
+        every = written.get("every") if isinstance(written, dict) else None
+        if written and (type(every) is not int or every < 1 or written != index._content(every)):
+            raise ValueError(
+                f"{folder}: {VECTORS} or {IDS} is of another index than {META}: build the index again"
+            )
         return index
 
-    def _check_sample(self, folder: Path) -> None:
-        """Look at vectors that are spread evenly over the index: at all, if it is small."""
-        step = -(-len(self) // _SAMPLED_ROWS)
-        if not np.isfinite(self._index.reconstruct_batch(np.arange(0, len(self), step))).all():
-            raise ValueError(f"{folder / 'index.faiss'} holds NaN or infinity: build the index again")
+    def _sampled_step(self) -> int:
+        return -(-len(self) // _SAMPLED_ROWS)
+
+    def _every(self, step: int) -> np.ndarray:
+        """Vectors that are spread evenly over the index: `[rows, hidden]`."""
+        return self._index.reconstruct_batch(np.arange(0, len(self), step))
+
+    def _content(self, step: int) -> dict[str, Any]:
+        """A fingerprint of all ids and of some vectors, because to open an index is not to read it."""
+        return {"every": step, "fingerprint": fingerprint(["\n".join(self.ids), self._every(step)])}
 
 
 def is_whole(folder: str | Path) -> bool:

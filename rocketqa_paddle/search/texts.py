@@ -68,6 +68,8 @@ class PassageTexts:
         except ValueError as error:
             raise self._damage(f"{OFFSETS} is not an array ({error})") from error
         self._size = os.fstat(self._file.fileno()).st_size
+        if self._offsets.dtype != np.int64 or self._offsets.shape[1:] or not self._offsets.size:
+            raise self._damage(f"{OFFSETS} has {self._offsets.dtype} {list(self._offsets.shape)}")
         if len(self._offsets) != len(ids) + 1 or self._offsets[-1] != self._size:
             raise self._damage(
                 f"{len(ids)} ids, but offsets of {len(self._offsets) - 1} passages that end at byte "

@@ -33,7 +33,6 @@ from rocketqa_paddle.settings import (
     at_least,
     below_one,
     fraction,
-    positive,
 )
 from rocketqa_paddle.training.log import MetricsLog
 from rocketqa_paddle.training.reranking import binary_loss
@@ -63,9 +62,14 @@ class FinetuneSettings:
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}={value!r}, expected at least {least}, a whole number")
         for name in ("learning_rate", "warmup_ratio", "dropout", "adversarial"):
-            if not isinstance(value := getattr(self, name), int | float):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"{name}={value!r}, expected a number")
-        positive(learning_rate=self.learning_rate)
+        if type(self.seed) is not int or type(self.drop_false_negatives) is not bool:
+            given = f"seed={self.seed!r}, drop_false_negatives={self.drop_false_negatives!r}"
+            raise ValueError(f"{given}, expected a whole number, and True or False")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate}, expected a number above 0")
         fraction(warmup_ratio=self.warmup_ratio)
         below_one(dropout=self.dropout)
         at_least(0, adversarial=self.adversarial)

@@ -38,14 +38,15 @@ def test_convert_fails_where_the_numbers_differ(foreign, fails, tmp_path, monkey
 
     def damaged(source):
         checkpoint = read(source)
-        if str(source).endswith("out"):
+        if "out" in str(source):
             weight = checkpoint.network.output.bias
             weight.set_value(weight + paddle.to_tensor([0.0, 0.5]))
         return checkpoint
 
     monkeypatch.setattr(convert, "read", damaged)
     message = fails("convert", foreign / "native" / "reranker", tmp_path / "out", "--to", "reference")
-    assert "read back, its outputs differ by 0.5" in message
+    assert "out: read back, the model's outputs would differ by 0.5" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_convert_leaves_alone_what_it_reads(foreign, fails, tmp_path):
@@ -82,3 +83,10 @@ def test_convert_refuses_what_a_format_cannot_express(fails, best, tmp_path):
     assert first == "rocketqa: the RocketQA toolkit cannot express this model:"
     assert problems == ["  pooling='mean', expected 'cls'"]
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_replaces_no_model(foreign, fails, best, tmp_path):
+    target = shutil.copytree(best / "retriever", tmp_path / "target")
+    message = fails("convert", foreign / "native" / "reranker", target)
+    assert f"{target} holds a model already: remove it, or choose another target" in message
+    assert checkpoints.load(target).kind == "dual_encoder"

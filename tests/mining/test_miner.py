@@ -163,7 +163,7 @@ def test_a_calibration_set_later_counts():
     assert sorted(ids_of(miner.denoised(make_queries(1), run, below=0.5))[0][1:]) == ["p1", "p2"]
     assert (
         str(miner.report)
-        == "1 denoised groups; 1 queries left out (the re-ranker rejects too few candidates)"
+        == "1 denoised groups; 1 queries without a denoised group (too few rejected candidates)"
     )
 
 
@@ -264,8 +264,8 @@ def test_report_text():
     report = MiningReport({"random": 7, "denoised": 5}, filled=3, too_few_negatives=2, no_positive=1)
     assert str(report) == (
         "5 denoised, 7 random groups; 3 negatives drawn from the whole corpus (too few candidates); "
-        "2 queries left out (the re-ranker rejects too few candidates); "
-        "1 queries left out (the re-ranker accepts no candidate)"
+        "2 queries without a denoised group (too few rejected candidates); "
+        "1 queries without a pseudo label (no accepted candidate)"
     )
 
 

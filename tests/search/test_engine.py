@@ -215,11 +215,13 @@ def test_damage_to_an_index_is_noticed_by_who_wants_to_keep_it(copied: Path) -> 
 def test_damage_to_a_model_is_noticed_by_who_wants_to_keep_it(copied: Path) -> None:
     for model in ("retriever", "reranker"):
         folder = copied / model
-        assert checkpoints.is_whole(folder)
+        digest = checkpoints.load(folder).digest()
+        assert checkpoints.is_whole(folder, digest)
+        assert not checkpoints.is_whole(folder, "another")
         for name in ("config.json", "model.safetensors", "vocab.txt"):
             content = (folder / name).read_bytes()
             (folder / name).write_bytes(content[: len(content) // 2])
-            assert not checkpoints.is_whole(folder)
+            assert not checkpoints.is_whole(folder, digest)
             (folder / name).write_bytes(content)
 
 

@@ -16,7 +16,6 @@ import yaml
 
 from rocketqa_paddle.commands import cli
 from rocketqa_paddle.networks import forward
-from rocketqa_paddle.records import Group, Query
 from rocketqa_paddle.systems import SYSTEMS
 
 # begin ---------------------------------------------------------------------------------------------
@@ -32,7 +31,7 @@ from rocketqa_paddle.contrastive import Contrastive
 from rocketqa_paddle.mining.miner import Miner
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.forward import passage_vectors, query_vectors
-from rocketqa_paddle.records import Model
+from rocketqa_paddle.records import Group, Model, Query
 from rocketqa_paddle.records import Run as Hits
 from rocketqa_paddle.runs.report import report_rounds
 from rocketqa_paddle.runs.run import Run

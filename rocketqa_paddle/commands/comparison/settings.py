@@ -26,7 +26,7 @@ class CompareSettings(WarmedUpSettings):
     """Everything that `rocketqa compare` reads."""
 
     retriever: RetrieverSettings = field(default_factory=lambda: RetrieverSettings(shared=True))
-    """The dual encoder, by default of one tower, for PAIR needs that."""
+    """The dual encoder. It has one tower by default, because PAIR needs that."""
     depth: int = 50
     """Candidates retrieved a query, from which the warm-up's re-ranker gets its negatives."""
     steps: int = 1000

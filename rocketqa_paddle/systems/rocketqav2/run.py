@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from rocketqa_paddle import losses
 from rocketqa_paddle.data.dataset import QuerySet
-from rocketqa_paddle.data.groups import read_groups, without_false_negatives
+from rocketqa_paddle.data.groups import read_groups, with_other_positives, without_false_negatives
 from rocketqa_paddle.mining import calibration
 from rocketqa_paddle.mining.miner import Miner
 from rocketqa_paddle.networks.encoders import Checkpoint
@@ -139,7 +139,9 @@ def _count(file: str, content: str, list_size: int, size: int, drop_false_negati
 
 def _lists(file: str, list_size: int, drop_false_negatives: bool) -> Iterator[Group]:
     groups = read_groups(file, list_size)
-    return without_false_negatives(file, groups) if drop_false_negatives else groups
+    if not drop_false_negatives:
+        return groups
+    return without_false_negatives(file, with_other_positives(list(groups)))
 
 
 def _read(
