@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache, partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rocketqa_paddle import __version__
 from rocketqa_paddle.commands import compare, train
@@ -127,16 +127,17 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
     if empty := [name for name, value in paths.items() if value == "" and name in _PATHS]:
         raise ValueError(f"--{empty[0]} is empty: give a name, or leave the flag out")
-    call = partial(_holding_output, parsed.command, paths)
+    call = partial(COMMANDS[parsed.command], **paths)
+    if paths.get("output") and parsed.command in WRITTEN:
+        inputs = [paths[name] for name in _PATHS if name != "output" and paths.get(name)]
+        call = partial(_holding, WRITTEN[parsed.command](paths["output"]), inputs, call)
     return partial(_apart_from_data, call) if is_standard_output(paths.get("output") or "") else call
 
 
-def _holding_output(command: str, values: dict[str, Any]) -> None:
-    """Call a command while its output is checked and held."""
-    output, written = values.get("output"), WRITTEN.get(command)
-    inputs = [values[name] for name in _PATHS if name != "output" and values.get(name)]
-    with claimed(written(output) if written and output else (), inputs):
-        COMMANDS[command](**values)
+def _holding(outputs: list[str], inputs: list[str], call: Callable[[], None]) -> None:
+    """Call a command while its outputs are checked and held."""
+    with claimed(outputs, inputs):
+        call()
 
 
 def _apart_from_data(call: Callable[[], None]) -> None:
