@@ -27,7 +27,6 @@ from rocketqa_paddle.commands.process import (
     abandon_output,
     flushed,
     readable_streams,
-    requests_held_back,
     stop_at_once,
     stop_requests,
 )
@@ -92,12 +91,10 @@ def _run(arguments: list[str]) -> None:
     tune_cpu()
     with stop_at_once("rocketqa: stopped"):
         call = parse(arguments)
-    with requests_held_back() as release:
         import_paddle()
         _silence_libraries()
-        with stop_requests():
-            release()
-            call()
+    with stop_requests():  # after Paddle, which takes SIGTERM for a crash
+        call()
 
 
 def _end(error: RuntimeError) -> NoReturn:

@@ -50,23 +50,6 @@ def stop_at_once(message: str) -> Iterator[None]:
 
 
 @contextmanager
-def requests_held_back() -> Iterator[Callable[[], None]]:
-    """Let Ctrl-C and SIGTERM wait until the function that is given is called, or the block ends.
-
-    An import of Paddle takes a second, and takes SIGTERM for a crash from somewhere in its middle on.
-    """
-
-    def release() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
-    try:
-        yield release
-    finally:
-        release()
-
-
-@contextmanager
 def stop_requests() -> Iterator[None]:
     """Raise `KeyboardInterrupt` on SIGTERM, too. A training takes both over for as long as it lasts."""
 

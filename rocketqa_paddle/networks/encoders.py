@@ -40,6 +40,7 @@ DUAL: Kind = "dual_encoder"
 CROSS: Kind = "cross_encoder"
 TEMPERATURES = (1e-6, 1e6)
 """Between these every quotient of a vector and a temperature is a finite number of float32."""
+_LEAST_SHARE = 0.75  # of the rows of an encoder's word embedding that a vocabulary must have tokens for
 LEAST_LENGTHS = {"query": 3, "passage": 4, "pair": 5}
 """The fewest tokens that leave room for one token of each text beside the special ones."""
 
@@ -236,7 +237,7 @@ class Checkpoint:
 
     Raises:
         ValueError: the lengths are those of the other kind, are no whole numbers, leave no room for text or
-            exceed the encoder's positions, or the vocabulary is larger than the encoder's.
+            exceed the encoder's positions, or the vocabulary is larger than the encoder's, or much smaller.
     """
 
     network: DualEncoder | CrossEncoder
@@ -247,9 +248,10 @@ class Checkpoint:
         names, sizes = {"pair"} if self.kind == CROSS else {"query", "passage"}, self.network.config
         if set(self.lengths) != names:
             raise ValueError(f"lengths {reprlib.repr(self.lengths)}, expected {sorted(names)}")
-        if (tokens := len(self.tokenizer)) > sizes.vocab_size:
-            path = self.tokenizer.path
-            raise ValueError(f"{path}: {tokens} tokens, but the encoder has {sizes.vocab_size}")
+        tokens, rows, path = len(self.tokenizer), sizes.vocab_size, self.tokenizer.path
+        if not _LEAST_SHARE * rows <= tokens <= rows:  # an encoder may be padded to a round size
+            remedy = "give the vocabulary that belongs to the model"
+            raise ValueError(f"{path}: {tokens} tokens, but the encoder has {rows}: {remedy}")
         for name, length in self.lengths.items():
             if type(length) is not int or length < LEAST_LENGTHS[name]:
                 expected = f"expected a whole number from {LEAST_LENGTHS[name]} on"

@@ -239,6 +239,15 @@ def test_a_vocabulary_larger_than_the_encoder_is_refused(tmp_path, words, librar
 
 
 @both
+def test_half_a_vocabulary_is_refused(tmp_path, words, library):
+    convert.write(KINDS["cls"](tmp_path / "own", words), tmp_path / "model", library.name)
+    path = tmp_path / "model" / "vocab.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: len(words) // 2]))
+    with pytest.raises(ValueError, match=r"vocab\.txt: .* but the encoder has .*: give the vocabulary"):
+        convert.read(tmp_path / "model")
+
+
+@both
 def test_two_folders_side_by_side_are_two_towers(tmp_path, words, library):
     query, passage = (random_model(words, seed=seed, task_types=3) for seed in (1, 2))
     write(tmp_path / "both" / "query", query, library)

@@ -937,7 +937,8 @@ def test_what_the_toolkit_cannot_express_is_refused_all_at_once(tmp_path):
 def test_sentence_pieces_are_refused(tmp_path):
     texts = ["the moon shines on the water", "an old king sleeps"]
     pieces = toy.sentence_pieces(tmp_path, texts, 40, **toy.PADDED, control_symbols=["[CLS]", "[SEP]"])
-    network, tokenizer = CrossEncoder(ErnieConfig(**SMALL)), Tokenizer(pieces)
+    tokenizer = Tokenizer(pieces)
+    network = CrossEncoder(ErnieConfig(**(SMALL | {"vocab_size": len(tokenizer)})))
     assert any("SentencePiece" in p for p in refusal(Checkpoint(network, tokenizer, {"pair": 20}), tmp_path))
 
 

@@ -128,7 +128,7 @@ def stopping(patch, owner, name, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_request_to_stop_ends_a_command_without_a_traceback(monkeypatch, capfd, number):
-    """While arguments are read at once, later by an exception; never with code 1."""
+    """While arguments are read or Paddle is imported at once, later by an exception; never with code 1."""
 
     def leave(code):
         raise SystemExit(code)
