@@ -32,6 +32,8 @@ class Record(Made, total=False):
     """Stands for the judgements and measures of `measures`."""
     measures: dict[str, float]
     """The means on dev."""
+    collapse: dict[str, str]
+    """What is wrong with the model of a run, and what it was compared with; see `collapse.CollapseCheck`."""
 
 
 class Ledger:
