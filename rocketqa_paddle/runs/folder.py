@@ -15,7 +15,8 @@ from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.training import trainer
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary"
-_HEAD = "# The settings of the run in this folder, which writes them anew whenever it goes on."
+HEAD = "# The settings of the run in this folder, which writes them anew whenever it goes on."
+"""The first line of `config.yaml`."""
 
 
 def check(folder: Path, settings: RunSettings) -> None:
@@ -40,14 +41,14 @@ def check(folder: Path, settings: RunSettings) -> None:
         before = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{error}: remove this file, and the run goes on") from None
-    begun = path.read_text(encoding="utf-8").startswith(_HEAD) or any(folder.glob("**/step.json"))
-    if not begun:
-        raise ValueError(f"{path} was not written by a run, which would replace it: choose another --output")
     if differ := before.keys() ^ dataclasses.asdict(settings).keys():
         raise ValueError(
             f"{path}: a run of another system, or version, began this folder (it differs in "
             f"{', '.join(sorted(map(str, differ)))}): choose another --output"
         )
+    begun = path.read_text(encoding="utf-8").startswith(HEAD) or any(folder.glob("**/step.json"))
+    if not begun:
+        raise ValueError(f"{path} was not written by a run, which would replace it: choose another --output")
 
 
 @contextmanager
@@ -63,6 +64,6 @@ def claimed(folder: Path, settings: RunSettings) -> Iterator[None]:
             stack.enter_context(locked(folder / CONFIG))
             tidy(folder)
             text = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
-            write_text(folder / CONFIG, f"{_HEAD}\n{text}")
+            write_text(folder / CONFIG, f"{HEAD}\n{text}")
         distributed.barrier()
         yield

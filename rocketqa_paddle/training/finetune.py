@@ -97,7 +97,7 @@ def finetune(
     """
     output = Path(output)
     _check_folders(output, Path(log_folder), start)
-    with _ONE_AT_A_TIME, storage.locked(output / "config.json"):
+    with _ONE_AT_A_TIME, storage.locked(output):
         folders.tidy(output)
         return _finetune(start, Path(train_set), output, Path(log_folder), settings)
 

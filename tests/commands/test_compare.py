@@ -23,6 +23,7 @@ from rocketqa_paddle.commands.comparison.walk import share_out, walk
 from rocketqa_paddle.evaluation import metrics, plots
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.runs.collapse import CollapseCheck
+from rocketqa_paddle.runs.folder import HEAD
 from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.search.index import VectorIndex
 from rocketqa_paddle.settings import DataSettings, OptimizerSettings, RerankerWarmUpSettings, RunSettings
@@ -452,7 +453,8 @@ def test_files_in_the_place_of_a_rows_step_are_refused(data, tmp_path, monkeypat
     settings = make(tmp_path / "run", data)
     (tmp_path / "run" / "ar2" / "round-001").mkdir(parents=True)
     (tmp_path / "run" / "ar2" / "round-001" / "notes.txt").touch()
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings)))
+    config = yaml.safe_dump(dataclasses.asdict(settings))
+    (tmp_path / "run" / "config.yaml").write_text(f"{HEAD}\n{config}")
     with pytest.raises(ValueError, match="^AR2: .*ar2/round-001 is not a step's"):
         compare(settings)
 

@@ -335,7 +335,7 @@ def test_the_old_engine_serves_until_the_new_one_is_whole(copied, monkeypatch):
     before = both()
     monkeypatch.setattr(retrieval, "write_texts", look)
     index = CorpusIndex(other.value(), run.corpus.passages, progress="")
-    best.keep(other, "It is another.", index, other.value().digest())
+    best.keep(other, "It is another.", other.value().digest(), index)
     assert seen == [before]
     assert both() == (other.value().digest(), other.value().digest())
     assert before[0] == before[1] != both()[0]
