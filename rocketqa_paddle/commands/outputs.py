@@ -39,6 +39,6 @@ def _check(output: str, inputs: Iterable[str]) -> None:
     for given in inputs:
         read = Path(os.path.realpath(given))
         same = read.exists() and place.exists() and read.samefile(place)
-        if same or (read.is_dir() and read in place.parents and read != Path.cwd()):
+        if same or (read.is_dir() and read in place.parents):
             where = "is" if same else "lies in"
             raise ValueError(f"{output} {where} {given}, which this command reads: choose another --output")

@@ -52,6 +52,15 @@ def test_what_a_command_reads_is_not_overwritten(place, fails, command, output):
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
+def test_the_folder_that_a_command_works_in_is_no_exception(place, fails, monkeypatch):
+    """A model or a search engine that is named by a dot."""
+    monkeypatch.chdir(place / "best")
+    ids = (place / "best" / "index" / "ids.txt").read_bytes()
+    flags = words(checkpoint=".", queries=place / "data" / "dev.query.txt", output="index/ids.txt")
+    assert "lies in ., which this command reads: choose another --output" in fails("search", *flags)
+    assert (place / "best" / "index" / "ids.txt").read_bytes() == ids
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("output", "problem"),
