@@ -6,7 +6,7 @@ from typing import Literal
 from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.data.texts import load_passages, load_queries
 from rocketqa_paddle.runtime.device import select_device
-from rocketqa_paddle.runtime.storage import atomic, locked, save_array, write_text
+from rocketqa_paddle.runtime.storage import atomic, save_array, write_text
 from rocketqa_paddle.settings import at_least
 
 
@@ -47,22 +47,21 @@ def encode(
     vectors_file, ids_file = map(Path, output_files(output))
     if kind == "queries" and titles:
         raise ValueError("--titles is for passages, but --kind is queries")
-    with locked(vectors_file):
-        model = convert.read(checkpoint, kind=DUAL)
-        if kind == "queries":
-            records = load_queries(input)
-            texts = [query.text for query in records.values()]
-            for sentence in truncations(model, texts, []):
-                print(sentence)
-            vectors = forward.encode_queries(model, texts, batch_size=batch_size)
-        else:
-            records = load_passages(input, titles)
-            for sentence in truncations(model, [], list(records.values())):
-                print(sentence)
-            columns = [p.title for p in records.values()], [p.text for p in records.values()]
-            vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
-        ids_file.unlink(missing_ok=True)  # so that a crash leaves no old ids beside new vectors
-        with atomic(vectors_file) as new:
-            save_array(new, vectors)
-        write_text(ids_file, "".join(f"{id}\n" for id in records))
+    model = convert.read(checkpoint, kind=DUAL)
+    if kind == "queries":
+        records = load_queries(input)
+        texts = [query.text for query in records.values()]
+        for sentence in truncations(model, texts, []):
+            print(sentence)
+        vectors = forward.encode_queries(model, texts, batch_size=batch_size)
+    else:
+        records = load_passages(input, titles)
+        for sentence in truncations(model, [], list(records.values())):
+            print(sentence)
+        columns = [p.title for p in records.values()], [p.text for p in records.values()]
+        vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
+    ids_file.unlink(missing_ok=True)  # so that a crash leaves no old ids beside new vectors
+    with atomic(vectors_file) as new:
+        save_array(new, vectors)
+    write_text(ids_file, "".join(f"{id}\n" for id in records))
     print(f"{len(records)} vectors of {vectors.shape[1]} dimensions in {vectors_file}")

@@ -50,11 +50,15 @@ class Best:
     def has(self, model: ModelHandle) -> bool:
         """Whether this very model is there, whole, and a retriever with its index."""
         name = model.kind.value
-        if self._models.get(name, {}).get("fingerprint") != model.fingerprint:
+        if not self.names(model):
             return False
         if name not in self._whole and self._is_whole(model.kind):
             self._whole.add(name)
         return name in self._whole
+
+    def names(self, model: ModelHandle) -> bool:
+        """Whether the record speaks of this very model; nothing else is read."""
+        return self._models.get(model.kind.value, {}).get("fingerprint") == model.fingerprint
 
     def _is_whole(self, kind: Model) -> bool:
         indexed = kind is Model.RERANKER or index.is_whole(self.folder / INDEX)

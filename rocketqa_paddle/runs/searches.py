@@ -58,7 +58,7 @@ class Searches(Walk):
         """Encode the corpus, unless `best/` or the folder of an initial checkpoint has this model's index."""
         batch_size, passages = self.settings.encode_batch, self.corpus.passages
         retriever, indexes, best = model.value(), self.initials.indexes(), self.folder / "best"
-        if Best(self.folder, best).has(model):
+        if Best(self.folder, best).names(model):  # to load the index is to check it
             indexes.append(best / INDEX)
         for beside in indexes:
             try:

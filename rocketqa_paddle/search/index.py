@@ -130,10 +130,10 @@ class VectorIndex:
                 is not to read it; `search` looks at the scores of all that it returns.
         """
         folder = whole(folder)
-        for name in ("meta.json", "index.faiss", "ids.txt"):
+        for name in (META, VECTORS, IDS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: not there; make an index with `rocketqa index`")
-        meta = read_json(folder / "meta.json")
+        meta = read_json(folder / META)
         if model is not None and meta.get("model") != model:
             raise ValueError(
                 f"{folder}: made by model {str(meta.get('model'))[:80]}, but the checkpoint is {model}: "
@@ -141,11 +141,11 @@ class VectorIndex:
             )
         index = cls.__new__(cls)
         try:
-            index.ids = (folder / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+            index.ids = (folder / IDS).read_text(encoding="utf-8").split("\n")[:-1]
         except UnicodeDecodeError as error:
             raise ValueError(f"{folder}: ids.txt is damaged, build the index again ({error})") from None
         index.model = meta.get("model", "")
-        index._index = _read(folder / "index.faiss")
+        index._index = _read(folder / VECTORS)
         announced = {
             key: value for key, value in meta.items() if key not in ("format_version", "texts", "content")
         }
@@ -186,7 +186,7 @@ def is_whole(folder: str | Path) -> bool:
     folder = whole(folder)
     try:
         VectorIndex.load(folder)
-        written = read_json(folder / "meta.json").get("texts")
+        written = read_json(folder / META).get("texts")
         return written is None or written == texts_record(folder)
     except (ValueError, OSError):
         return False
