@@ -18,6 +18,7 @@ import paddle
 import pytest
 import toy
 import yaml
+from scipy import stats
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.commands import train as command
@@ -445,7 +446,7 @@ def check_files(settings: RunSettings, trained: dict[str, list[str]], runs: set[
 def check_best(settings: RunSettings) -> None:
     """Demand that `best/` is a search engine whose parts fit one another, and the best on dev.
 
-    It has a re-ranker if and only if the best one orders what its retriever finds better than that one does.
+    It has a re-ranker if and only if the best one orders what its retriever finds significantly better.
     """
     best, record = Path(settings.output) / "best", best_record(settings)
     retriever = checkpoints.load(best / "retriever", kind="dual_encoder")
@@ -457,8 +458,9 @@ def check_best(settings: RunSettings) -> None:
     assert values[found] == max(values.values()), (found, values)
 
     judge = best_step(settings, "reranker")
-    over = _dev_value(settings, f"{judge}/reranked.{found.replace('/', '.')}.dev.tsv")
-    helps = over > values[found]
+    places = f"{found}/hits.dev.tsv", f"{judge}/reranked.{found.replace('/', '.')}.dev.tsv"
+    alone, over = (_each_value(settings, place) for place in places)
+    helps = over.mean() > alone.mean() and stats.ttest_rel(over, alone).pvalue < 0.05
     assert list(record) == ["retriever", "reranker"] if helps else ["retriever"], (over, values)
     assert (best / "reranker").exists() == helps
     depth = settings.evaluation.rerank_depth if helps else 0
@@ -479,13 +481,13 @@ def _dev_values(settings: RunSettings, kind: str, runs: str) -> dict[str, float]
         if any(model.kind.value == kind for model in step.models) or (kind, name) == ("retriever", "initial"):
             made = [made.place for made in (*step.kept, *step.missing)]
             [place] = [place for place in made if Path(place).match(f"{name}/{runs}")]
-            values[name] = _dev_value(settings, place)
+            values[name] = _each_value(settings, place).mean()
     return values
 
 
-def _dev_value(settings: RunSettings, place: str) -> float:
+def _each_value(settings: RunSettings, place: str) -> np.ndarray:
     qrels = rehearse(settings)[0].dev.qrels
-    return metrics.evaluate(qrels, read_run(Path(settings.output) / place), ["RR@10"])["RR@10"]
+    return metrics.evaluate_queries(qrels, read_run(Path(settings.output) / place), ["RR@10"])["RR@10"]
 
 
 def check_same_weights(one: RunSettings, two: RunSettings) -> None:

@@ -23,6 +23,11 @@ class Comparison:
     p_value: float
     queries: int
 
+    @property
+    def significant(self) -> bool:
+        """Whether so large a difference is rarer than one in twenty by chance; never for a single query."""
+        return self.p_value < 0.05
+
 
 def parse_measures(names: Sequence[str]) -> list[ir_measures.Measure]:
     """Parse names of measures; raise ValueError if there are none, or ir_measures does not know one."""

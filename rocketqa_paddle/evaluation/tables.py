@@ -57,7 +57,7 @@ def significance(name: str, values: Values, baseline: str, others: Values, measu
     difference = f"{name} against {baseline}: {measure} {result.difference:+.3f}"
     if result.queries < 2:
         return f"{difference} on a single query."
-    verdict = "significant at 0.05" if result.p_value < 0.05 else "not significant at 0.05"
+    verdict = "significant at 0.05" if result.significant else "not significant at 0.05"
     test = f"paired t-test over {result.queries} queries p = {result.p_value:.2g}"
     return f"{difference}, {test}, {verdict}."
 

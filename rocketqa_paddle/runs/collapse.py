@@ -15,7 +15,6 @@ from rocketqa_paddle.search.retrieval import to_hits
 
 _SPREAD = 1e-5  # of the largest score, where float32 has seven digits
 _LOST = 0.1  # of the measure
-_P_VALUE = 0.05
 _ORDERED = 1000  # queries whose passages are put in a random order; a small set is taken several times
 _REMEDIES = {
     Model.RETRIEVER: "Try a lower learning_rate, more warm-up (warmup_ratio), more steps, pooling mean, "
@@ -82,14 +81,14 @@ class CollapseCheck:
         if measured:
             step, before = max(measured.items(), key=lambda item: item[1].mean())
             fell = metrics.compare(values, before)
-            if fell.difference < -_LOST * before.mean() and fell.p_value < _P_VALUE:
+            if fell.difference < -_LOST * before.mean() and fell.significant:
                 was, now = f"{before.mean():.3f} ({step})", f"{values.mean():.3f}"
                 return f"{self._measure} on dev fell from {was} to {now} (p = {fell.p_value:.2g})"
         if len(values) < FEWEST_DEV:
             return ""
         chance = self._by_chance(model, run)
         better = metrics.compare(values, chance)
-        if better.difference > 0 and better.p_value < _P_VALUE:
+        if better.difference > 0 and better.significant:
             return ""
         than = f"no better than a random order, {chance.mean():.3f} (p = {better.p_value:.2g})"
         return f"{self._measure} on dev is {values.mean():.3f}, {than}"

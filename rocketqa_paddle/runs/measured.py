@@ -93,9 +93,10 @@ class Measured:
         write_text(walk.place / "steps.md", table(title, rows, walk.settings.evaluation.measures) + "\n")
 
     def choose(self, system: str) -> dict[Model, ModelHandle]:
-        """Make `best/` whole: the best retriever on dev, and the best re-ranker if it helps a search.
+        """Make `best/` whole: the best retriever on dev, and the best re-ranker if it surely helps a search.
 
-        The re-ranker is judged on dev as well, at the depth that a search then uses.
+        The re-ranker is judged on dev as well, at the depth that a search then uses. A gain that may be
+        chance is not worth what re-ranking costs, so it has to be significant.
         """
         retriever, reranker = self.best_retriever(), self.best_of(Model.RERANKER)
         if not self.walk.dry:
@@ -108,7 +109,7 @@ class Measured:
         return {Model.RETRIEVER: retriever, Model.RERANKER: reranker}
 
     def _decide_on(self, reranker: TrainedModel, over: ModelHandle, system: str) -> None:
-        """Take a re-ranker into `best/` if a search is better with it than without."""
+        """Take a re-ranker into `best/` if a search is significantly better with it than without."""
         walk, s = self.walk, self.walk.settings.evaluation
         found = walk.search(over, walk.dev, s.depth)
         alone, reranked = (walk.measure(run)[s.measures[0]] for run in (found, walk.rerank(reranker, found)))
@@ -118,7 +119,7 @@ class Measured:
             f"{s.rerank_depth} best passages of the retriever of {over.step}, and {alone.mean():.3f} "
             f"without it (p = {difference.p_value:.2g})"
         )
-        if better := difference.difference > 0:
+        if better := difference.difference > 0 and difference.significant:
             self.notes = [f"best/ has the re-ranker of {reranker.step}: {figures}."]
             if distributed.any_rank(not self.best.has(reranker)):
                 self._keep_best(reranker, None, f"{system} ")
