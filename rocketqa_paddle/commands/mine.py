@@ -75,6 +75,7 @@ def mine(
         "--run is missing: candidates, as `rocketqa search` writes them": not run
         and (policy != "random" or report),
         f"--skip {skip} is for --policy hard alone": skip > 0 and policy != "hard",
+        "--choose hardest is for --policy denoised and pseudo": choose == "hardest" and policy not in JUDGED,
     }
     if problem := next(filter(wrong.get, wrong), None):
         raise ValueError(problem)

@@ -49,7 +49,9 @@ class MiningReport:
     repeated: int = 0
 
     def __str__(self) -> str:
-        built = ", ".join(f"{count} {source}" for source, count in sorted(self.groups.items())) or "no"
+        names = {"random": "undenoised"}
+        counts = sorted(self.groups.items())
+        built = ", ".join(f"{count} {names.get(source, source)}" for source, count in counts) or "no"
         notes = {
             "negatives drawn from the whole corpus (too few candidates)": self.filled,
             "negatives from deeper ranks (the re-ranker rejects too few candidates)": self.deeper,

@@ -40,6 +40,10 @@ class Walk:
         deeper = [m for m in measures if (m.params.get("cutoff") or 0) > depth]
         told = f"is measured on {depth} passages a query, for evaluation.depth is {depth}"
         self.notes = [*data.notes, *(f"{measure} {told}" for measure in deeper)]
+        if settings.data.train in settings.data.tests:
+            self.notes.append(
+                f"data.tests has {settings.data.train}, whose queries the models are trained on"
+            )
         if (dev := len(self.dev)) < FEWEST_DEV:
             told = "too few to tell a model that has learned nothing from one that has learned little"
             self.notes.append(f"{settings.data.dev} has {dev} queries: {told}")

@@ -44,14 +44,16 @@ class MetricsLog:
             file.write(json.dumps({"time": round(time.time(), 1), **self.always, **finite}) + "\n")
 
     def read(self) -> list[Line]:
-        """Read all lines except a last one that a crash cut off.
+        """Read all lines; a last one that a crash cut off is left out.
 
         Raises:
             ValueError: a line is none of ours; names it.
         """
         if not self.path.is_file():
             return []
-        *lines, _ = self.path.read_bytes().split(b"\n")
+        *lines, last = self.path.read_bytes().split(b"\n")
+        if last.endswith(b"}"):  # whole: an editor left out the line end
+            lines.append(last)
         return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
 
     def _parsed(self, number: int, line: bytes) -> Line:

@@ -381,6 +381,16 @@ def test_a_stopped_comparison_goes_on(whole, copied, stop, steps_left):
     assert not (Path(copied.output) / "last").exists()
 
 
+def test_a_dry_run_tells_the_steps_of_every_row_and_writes_nothing(data, tmp_path, capsys):
+    settings = make(tmp_path / "run", data)
+    command.compare(settings, dry_run=True)
+    told = capsys.readouterr().out
+    for row in ROWS:
+        for training in trained(row):
+            assert training.split()[0] in told
+    assert not Path(settings.output).exists()
+
+
 # Refused before any work --------------------------------------------------------------------------
 
 

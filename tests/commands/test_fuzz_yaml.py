@@ -62,7 +62,7 @@ def test_a_damaged_example(tmp_path_factory, data):
 
 
 @pytest.mark.fuzz
-@settings(max_examples=3000, derandomize=False, **FUZZ)
+@settings(max_examples=1000, derandomize=False, **FUZZ)
 @given(st.data())
 def test_many_damaged_examples(tmp_path_factory, data):
     check(data, tmp_path_factory.getbasetemp())

@@ -309,6 +309,7 @@ def fails(capsys, tmp_path):
         ({"reranker": "{best}/nothing"}, "nothing"),
         *[({name: value}, f"{name}={value}") for name in ("negatives", "scored") for value in (0, -1)],
         ({"skip": -1}, "skip=-1"),
+        ({"policy": "hard", "choose": "hardest"}, "--choose hardest is for --policy denoised and pseudo"),
         ({"batch_size": 0, "reranker": "{best}/reranker"}, "batch_size=0"),
         ({"run": "{files}/wrong.run", "calibrate": "true"}, "above labelled positives"),
         ({"qrels": "{files}/none.tsv"}, "none.tsv: no such file"),

@@ -100,7 +100,7 @@ def test_too_few_candidates_are_filled_up_and_counted():
     assert {"p1", "p2"} < set(group)
     assert miner.report.filled == 4
     assert str(miner.report) == (
-        "1 random groups; 4 negatives drawn from the whole corpus (too few candidates)"
+        "1 undenoised groups; 4 negatives drawn from the whole corpus (too few candidates)"
     )
 
 
@@ -263,7 +263,7 @@ def test_report_text():
     assert str(MiningReport()) == "no groups"
     report = MiningReport({"random": 7, "denoised": 5}, filled=3, too_few_negatives=2, no_positive=1)
     assert str(report) == (
-        "5 denoised, 7 random groups; 3 negatives drawn from the whole corpus (too few candidates); "
+        "5 denoised, 7 undenoised groups; 3 negatives drawn from the whole corpus (too few candidates); "
         "2 queries without a denoised group (too few rejected candidates); "
         "1 queries without a pseudo label (no accepted candidate)"
     )

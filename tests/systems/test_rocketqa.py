@@ -139,6 +139,11 @@ def test_labelled_queries_are_no_unlabelled_ones(whole):
     assert not run.unlabelled.qrels
 
 
+def test_training_queries_among_the_tests_are_told(whole, tmp_path):
+    run, _ = running.rehearse(running.change(whole, "data", tests=["train", "test"]))
+    assert "data.tests has train, whose queries the models are trained on" in run.notes
+
+
 # Stopped and started again ------------------------------------------------------------------------
 
 

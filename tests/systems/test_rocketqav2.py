@@ -392,7 +392,7 @@ def test_pseudo_labels_of_unlabelled_queries(data, tmp_path, monkeypatch, capsys
     pseudo = [group for group in groups if group.source == "pseudo"]
     assert len(groups) - len(pseudo) == 20
     assert len(pseudo) >= 5
-    assert f"{len(pseudo)} pseudo, 20 random groups" in capsys.readouterr().out
+    assert f"{len(pseudo)} pseudo, 20 undenoised groups" in capsys.readouterr().out
     assert {group.query.id for group in pseudo} <= {f"unlabelled{i}" for i in range(40, 50)}
     scored = read(settings, "warm-up/scored.warm-up.train.unlabelled.tsv")
     for group in pseudo:

@@ -32,6 +32,13 @@ def test_nan_and_infinity_are_written_as_null(log):
     assert (log.read()[0]["loss"], log.read()[0]["norm"]) == (None, None)
 
 
+def test_a_whole_line_without_a_line_end_is_kept(log):
+    log.write(stage="one")
+    log.path.write_bytes(log.path.read_bytes().strip())
+    log.write(stage="two")
+    assert [line["stage"] for line in log.read()] == ["one", "two"]
+
+
 def test_half_a_line_that_a_crash_left_is_not_read_and_the_next_line_replaces_it(log):
     log.write(stage="one", step=1)
     with log.path.open("a") as file:
