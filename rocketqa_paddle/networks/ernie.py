@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,13 +27,16 @@ from paddle.distributed.fleet.utils import recompute
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}  # gelu: the erf form, as in the reference
 MASKED = -10000.0  # added to the score of a padding token, as in the reference
 LARGEST = 2**31 - 1  # of every size
+_FINITE = sys.float_info.max  # a whole number of JSON may be larger
 
 
 def check_number(name: str, value: Any, *, above: float, below: float) -> None:
     """Refuse a setting that is not a number between two bounds, which are not allowed themselves."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
-        upper = "" if below == math.inf else f" and below {below:g}"
-        raise ValueError(f"{name}={reprlib.repr(value)}, expected a finite number above {above:g}{upper}")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _FINITE
+    if not number or not above < value < below:
+        bounds = {f"above {above:g}": above != -math.inf, f"below {below:g}": below != math.inf}
+        told = " and ".join(bound for bound, given in bounds.items() if given)
+        raise ValueError(f"{name}={reprlib.repr(value)}, expected a finite number {told}".rstrip())
 
 
 @dataclass(frozen=True)

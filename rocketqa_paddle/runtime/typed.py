@@ -5,7 +5,7 @@ these, lists, `dict[str, ...]`, other `TypedDict`s and `Any`. Names that are not
 """
 
 import json
-import math
+import sys
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is
 from rocketqa_paddle.runtime.storage import read_json
 
 T = TypeVar("T")
+_LARGEST = sys.float_info.max  # a whole number of JSON may be larger
 _NAMES = {
     str: "a text",
     int: "a whole number",
@@ -88,7 +89,7 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

@@ -25,6 +25,7 @@ from rocketqa_paddle.data.groups import (
 )
 from rocketqa_paddle.networks import parameters
 from rocketqa_paddle.networks.encoders import DUAL, Checkpoint, build, describe
+from rocketqa_paddle.networks.ernie import check_number
 from rocketqa_paddle.records import Group
 from rocketqa_paddle.runtime import folders, storage
 from rocketqa_paddle.settings import (
@@ -63,8 +64,7 @@ class FinetuneSettings:
                 raise ValueError(f"{name}={value!r}, expected at least {least}, a whole number")
         for name in ("learning_rate", "warmup_ratio", "dropout", "adversarial"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name}={value!r}, expected a number")
+            check_number(name, value, above=-math.inf, below=math.inf)
         if type(self.seed) is not int or type(self.drop_false_negatives) is not bool:
             given = f"seed={self.seed!r}, drop_false_negatives={self.drop_false_negatives!r}"
             raise ValueError(f"{given}, expected a whole number, and True or False")

@@ -201,6 +201,7 @@ def test_an_unknown_activation_is_refused():
         ({"vocab_size": 10**10}, "vocab_size=10000000000, expected a whole number from 1 to 2147483647"),
         ({"hidden_size": "8" * 10**6}, "hidden_size='8888.*8888', expected a whole number"),
         ({"layer_norm_eps": 0}, "layer_norm_eps=0, expected a finite number above 0"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps=10000000"),
         ({"layer_norm_eps": "1e-5"}, "layer_norm_eps='1e-5', expected a finite number above 0"),
         ({"layer_norm_eps": math.nan}, "layer_norm_eps=nan, expected a finite number above 0"),
         ({"initializer_range": math.inf}, "initializer_range=inf, expected a finite number above 0"),

@@ -47,6 +47,7 @@ def test_what_fits_is_returned_as_it_is():
             {"inner": {"name": "x", "values": [1, float("nan")]}},
             "file: inner: values: 1 is nan, expected a finite",
         ),
+        ({"inner": {"name": "x", "values": [10**400]}}, "values: 0 is 1000"),
         ({"more": {"a": "b"}}, "file: more: a is 'b', expected a whole number or null"),
         ({"count": "x" * 5000}, "…, expected a whole number"),
     ],
