@@ -10,7 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rocketqa_paddle" / "__init
 
 REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
 EXTRAS = {
-    "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8"],
+    # Numba compiles the loops between Paddle's matrix products.
+    "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
     # The public index stops at paddlepaddle-gpu 2.6.2; the README gives the line for Paddle's own index.
     "gpu": ["paddlepaddle-gpu>=3.0", "faiss-gpu-cu12>=1.8"],
     # PaddleNLP 2.8.1 imports only with these.

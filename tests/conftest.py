@@ -16,6 +16,7 @@ from pathlib import Path
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more
+os.environ.setdefault("NUMBA_NUM_THREADS", "2")  # but the loops have to be right with several
 tune_cpu()
 import_paddle()
 

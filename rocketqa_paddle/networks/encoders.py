@@ -88,11 +88,14 @@ class DualEncoder(nn.Layer):
 
     def encode_queries(self, batch: Batch) -> Tensor:
         """Return vectors `[rows, hidden]`."""
-        return self._pool(self.query(*batch), batch)
+        return self._pool(self._states(self.query, batch), batch)
 
     def encode_passages(self, batch: Batch) -> Tensor:
         """Return vectors `[rows, hidden]`, divided by the temperature."""
-        return self._pool(self.passage(*batch), batch) / self.temperature
+        return self._pool(self._states(self.passage, batch), batch) / self.temperature
+
+    def _states(self, tower: Ernie, batch: Batch) -> Tensor:
+        return tower(*batch, first_only=self.pooling == "cls")
 
     def _pool(self, states: Tensor, batch: Batch) -> Tensor:
         """Make vectors `[rows, hidden]` of states `[rows, length, hidden]`."""
@@ -137,7 +140,7 @@ class CrossEncoder(nn.Layer):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return `[rows, 2]` for the head `classes` (the second is relevance), `[rows, 1]` for the others."""
-        state = self.ernie(*batch)[:, 0]  # [rows, hidden]
+        state = self.ernie(*batch, first_only=True)[:, 0]  # [rows, hidden]
         if self.pooler is not None:
             state = F.tanh(self.pooler(state))
         with paddle.amp.auto_cast(enable=False):  # half-precision scores would often be equal

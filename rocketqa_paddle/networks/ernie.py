@@ -24,6 +24,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
+from rocketqa_paddle.networks import fused
+
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}  # gelu: the erf form, as in the reference
 MASKED = -10000.0  # added to the score of a padding token, as in the reference
 LARGEST = 2**31 - 1  # of every size
@@ -154,27 +156,28 @@ class Attention(nn.Layer):
         self.num_heads, self.head_size, self.dropout = config.num_heads, size // config.num_heads, dropout
         self.query, self.key, self.value, self.output = (nn.Linear(size, size, **weights()) for _ in range(4))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the attended states `[B, L, H]` of the states `x`, `[B, L, H]`.
+    def forward(self, x: Tensor, mask: Tensor | None, wanted: Tensor) -> Tensor:
+        """Return what the states `wanted`, `[B, W, H]`, attend to among the states `x`, `[B, L, H]`.
 
         The mask is `[B, L]`, 0 for a token and `MASKED` for padding; it is None if no row is padded.
         """
         heads = [0, 0, self.num_heads, self.head_size]
-        q, k, v = (layer(x).reshape(heads) for layer in (self.query, self.key, self.value))  # [B, L, A, D]
+        q = self.query(wanted).reshape(heads)  # [B, W, A, D]
+        k, v = (layer(x).reshape(heads) for layer in (self.key, self.value))  # [B, L, A, D]
         attend = _fused_attention if x.place.is_gpu_place() else _plain_attention
         dropout = self.dropout if self.training else 0.0
-        return self.output(attend(q, k, v, mask, dropout).flatten(2))  # [B, L, H]
+        return self.output(attend(q, k, v, mask, dropout).flatten(2))  # [B, W, H]
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attend with Paddle's kernel (flash attention in half precision): `[B, L, A, D]`, mask `[B, L]`."""
+    """Attend with Paddle's kernel (flash attention in half precision): `[B, W, A, D]`, mask `[B, L]`."""
     if mask is not None:
-        mask = mask.unsqueeze([1, 2]).astype(q.dtype).expand([-1, 1, mask.shape[-1], -1])
+        mask = mask.unsqueeze([1, 2]).astype(q.dtype).expand([-1, 1, q.shape[1], -1])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attend in plain operations, in the form that is fastest on a CPU: `[B, L, A, D]`, mask `[B, L]`.
+    """Attend in plain operations, in the form that is fastest on a CPU: `[B, W, A, D]`, mask `[B, L]`.
 
     Adding a broadcast mask to the scores would take longer than their product. Instead, the mask is one more
     feature of the product: queries have a one there, keys have the mask.
@@ -183,10 +186,10 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
     if mask is not None:
         q = paddle.concat([q, paddle.ones_like(q[..., :1])], axis=-1)
         k = paddle.concat([k, mask.unsqueeze([1, 3]).astype(k.dtype).expand_as(k[..., :1])], axis=-1)
-    weights = F.softmax(paddle.matmul(q, k, transpose_y=True))  # [B, A, L, L]
+    weights = F.softmax(paddle.matmul(q, k, transpose_y=True))  # [B, A, W, L]
     if dropout:
         weights = F.dropout(weights, dropout)
-    return paddle.matmul(weights, v).transpose([0, 2, 1, 3])  # [B, L, A, D]
+    return paddle.matmul(weights, v).transpose([0, 2, 1, 3])  # [B, W, A, D]
 
 
 class Block(nn.Layer):
@@ -202,9 +205,13 @@ class Block(nn.Layer):
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the next states `[B, L, H]` of states `[B, L, H]`; see `Attention.forward`."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    def forward(self, x: Tensor, mask: Tensor | None, first_only: bool = False) -> Tensor:
+        """Return the next states `[B, L, H]` of states `[B, L, H]`, or those of first tokens, `[B, 1, H]`.
+
+        For the mask see `Attention.forward`.
+        """
+        wanted = x[:, :1] if first_only else x
+        x = self.attention_norm(wanted + self.dropout(self.attention(x, mask, wanted)))
         return self.ffn_norm(x + self.dropout(self.ffn_out(self.activation(self.ffn_in(x)))))
 
 
@@ -234,13 +241,17 @@ class Ernie(nn.Layer):
         self.layers = nn.LayerList([Block(config, dropout) for _ in range(config.num_layers)])
         self.apply(lambda layer: initialise(layer, config.initializer_range))
 
-    def forward(self, token_ids: Tensor, type_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, type_ids: Tensor, mask: Tensor | None = None, *, first_only: bool = False
+    ) -> Tensor:
         """Return the states of the last layer, `[B, L, H]`; those of padding tokens have no meaning.
 
         Args:
             token_ids: int64 `[B, L]`.
             type_ids: int64 `[B, L]`, the sentence type of every token.
             mask: bool `[B, L]`, true for a token and false for padding; None if no row is padded.
+            first_only: return the state of the first token of every row alone, `[B, 1, H]`. The last layer
+                then computes no other.
 
         Raises:
             ValueError: the sequences are longer than the encoder has positions.
@@ -249,6 +260,8 @@ class Ernie(nn.Layer):
         if length > most:
             problem = f"a sequence of {length} tokens, but the encoder has {most} positions"
             raise ValueError(f"{problem}: lower the length setting")
+        if fused.computes(self.word_embedding.weight):
+            return fused.encode(self, token_ids, type_ids, mask, first_only)
         x = self.word_embedding(token_ids) + self.sentence_embedding(type_ids)  # [B, L, H]
         x = x + self.position_embedding.weight[:length]
         if self.task_embedding is not None:
@@ -257,5 +270,6 @@ class Ernie(nn.Layer):
         if mask is not None:
             mask = (1.0 - mask.astype(x.dtype)) * MASKED
         for layer in self.layers:
-            x = recompute(layer, x, mask) if self.use_recompute and self.training else layer(x, mask)
+            given = (x, mask, first_only and layer is self.layers[-1])
+            x = recompute(layer, *given) if self.use_recompute and self.training else layer(*given)
         return x

@@ -7,6 +7,7 @@ import paddle
 from paddle import Tensor
 from tqdm import tqdm
 
+from rocketqa_paddle.networks import fused
 from rocketqa_paddle.networks.batching import Batch, collate, length_buckets
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.tokenization import Packed
@@ -67,11 +68,11 @@ def _check_sizes(groups: Sequence[Group]) -> None:
 def _forward(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed: Sequence[Packed]) -> Tensor:
     """Run a network over sequences and return a row for each, in their order.
 
-    On a CPU the sequences are sorted into passes of similar length, because padding costs as much time as
-    text there. On a GPU all are computed in one pass.
+    Where padding costs as much time as text, the sequences are sorted into passes of similar length. A GPU
+    and the fused encoder take all of them in one pass.
     """
     pad_id = checkpoint.tokenizer.pad_id
-    if device.gpu_id() is not None:
+    if device.gpu_id() is not None or fused.computes(checkpoint.network.parameters()[0]):
         return network(collate(packed, pad_id))
     passes = list(length_buckets([len(sequence.token_ids) for sequence in packed], _ROWS_A_PASS))
     outputs = paddle.concat([network(collate([packed[i] for i in rows], pad_id)) for rows in passes])

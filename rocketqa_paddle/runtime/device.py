@@ -23,14 +23,17 @@ def tune_cpu() -> None:
     """Set what makes Paddle fast on a CPU. Call it before Paddle is imported; later it does nothing.
 
     Paddle computes on one thread unless `OMP_NUM_THREADS` is set; here the ranks of this machine share its
-    cores. MKL is slow on AMD unless told otherwise. glibc returns every large temporary to the kernel, which
-    zeroes it again for the next operation, so it is told to keep the memory. What the user has set stays.
+    cores. Numba's loops take as many threads. MKL is slow on AMD unless told otherwise. glibc returns every
+    large temporary to the kernel, which zeroes it again for the next operation, so it is told to keep the
+    memory. What the user has set stays.
     """
     if "paddle" in sys.modules:
         return
     ranks = max(1, int(os.environ.get("PADDLE_LOCAL_SIZE", os.environ.get("PADDLE_TRAINERS_NUM", "1"))))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    if (threads := os.environ["OMP_NUM_THREADS"].partition(",")[0]).isdigit():
+        os.environ.setdefault("NUMBA_NUM_THREADS", threads)
     cpu = Path("/proc/cpuinfo")
     if cpu.exists() and "AuthenticAMD" in cpu.read_text(errors="replace")[:4096]:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")

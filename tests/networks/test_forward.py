@@ -13,6 +13,7 @@ import toy
 from paddle import Tensor, nn
 
 from rocketqa_paddle.networks import forward as scoring
+from rocketqa_paddle.networks import fused
 from rocketqa_paddle.networks.batching import Batch, collate
 from rocketqa_paddle.networks.encoders import Checkpoint, CrossEncoder, DualEncoder, build, describe
 from rocketqa_paddle.networks.ernie import ErnieConfig
@@ -124,16 +125,21 @@ def test_every_query_is_encoded_once_a_group_and_every_passage_once(
     assert rows == {"encode_queries": 6, "encode_passages": 30}
 
 
-def test_passes_on_a_cpu_hold_rows_of_like_length(
-    reranker: Checkpoint, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("plain", [True, False])
+def test_passes_of_the_plain_encoder_hold_rows_of_like_length(
+    reranker: Checkpoint, groups: list[Group], monkeypatch: pytest.MonkeyPatch, plain: bool
 ) -> None:
+    """The fused one has no padding, and takes all rows at once."""
     batches: list[Batch] = []
+    if plain:
+        monkeypatch.setattr(fused, "_COMPILER", False)
     monkeypatch.setattr(scoring, "collate", lambda *args: batches.append(collate(*args)) or batches[-1])
     scoring.reranker_scores(reranker, groups)
     assert sum(len(batch.token_ids) for batch in batches) == 30
-    assert len(batches) > 1
+    assert (len(batches) > 1) == plain
     widths = [batch.token_ids.shape[1] for batch in batches]
-    assert widths == sorted(widths, reverse=True) and widths[0] > widths[-1]
+    assert widths == sorted(widths, reverse=True)
+    assert (widths[0] > widths[-1]) == plain
 
 
 def test_query_and_passage_vectors_come_in_order(retriever: Checkpoint, groups: list[Group]) -> None:
