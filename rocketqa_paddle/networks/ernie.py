@@ -4,6 +4,10 @@ It is the post-norm Transformer encoder of the reference's `model/ernie.py` and 
 (ERNIE 2.0, Sun et al., AAAI 2020). BERT is the same network with two sentence types, no task embedding and
 another layer-norm epsilon. In comments, `B` is the number of rows, `L` of tokens, `H` of hidden units and `A`
 of heads, each of which has `D = H / A` units.
+
+The layers compute in two ways, with the same results. `forward` takes padded rows, `[B, L, H]`, and is made
+of Paddle's operations. `packed` takes the tokens of all rows without padding, `[T, H]`, and is made of those
+of `fused`, which are faster on a CPU.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from rocketqa_paddle.networks import fused
+from rocketqa_paddle.networks.fused import Tokens
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}  # gelu: the erf form, as in the reference
 MASKED = -10000.0  # added to the score of a padding token, as in the reference
@@ -168,6 +174,22 @@ class Attention(nn.Layer):
         dropout = self.dropout if self.training else 0.0
         return self.output(attend(q, k, v, mask, dropout).flatten(2))  # [B, W, H]
 
+    def packed(self, x: Tensor, tokens: Tokens, first_only: bool) -> Tensor:
+        """What the tokens `[T, H]` attend to, before the output's product; or the first tokens, `[B, H]`."""
+        rate = self.dropout if self.training else 0.0
+        if first_only:
+            weight, bias = _joined(self.key, self.value)
+            query = self.query(paddle.gather(x, paddle.to_tensor(tokens.starts)))
+            return fused.attend_first(query, paddle.matmul(x, weight), bias, tokens, self.num_heads, rate)
+        weight, bias = _joined(self.query, self.key, self.value)
+        return fused.attend(paddle.matmul(x, weight), bias, tokens, self.num_heads, rate)
+
+
+def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor]:
+    """The weights and biases of layers with the same input, as those of one layer."""
+    weights, biases = ([getattr(linear, name) for linear in linears] for name in ("weight", "bias"))
+    return paddle.concat(weights, axis=1), paddle.concat(biases)
+
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attend with Paddle's kernel (flash attention in half precision): `[B, W, A, D]`, mask `[B, L]`."""
@@ -213,6 +235,20 @@ class Block(nn.Layer):
         wanted = x[:, :1] if first_only else x
         x = self.attention_norm(wanted + self.dropout(self.attention(x, mask, wanted)))
         return self.ffn_norm(x + self.dropout(self.ffn_out(self.activation(self.ffn_in(x)))))
+
+    def packed(self, x: Tensor, tokens: Tokens, first_only: bool) -> Tensor:
+        """Return the next states `[T, H]` of tokens `[T, H]`, or those of first tokens, `[B, H]`."""
+        output, rate = self.attention.output, self.attention.dropout if self.training else 0.0
+        attended = paddle.matmul(self.attention.packed(x, tokens, first_only), output.weight)
+        if first_only:
+            x = paddle.gather(x, paddle.to_tensor(tokens.starts))
+        x = fused.add_norm(x, attended, output.bias, self.attention_norm, rate)
+        if self.activation is F.gelu:
+            inner = fused.gelu(paddle.matmul(x, self.ffn_in.weight), self.ffn_in.bias)
+        else:
+            inner = self.activation(self.ffn_in(x))
+        y = paddle.matmul(inner, self.ffn_out.weight)
+        return fused.add_norm(x, y, self.ffn_out.bias, self.ffn_norm, rate)
 
 
 class Ernie(nn.Layer):
@@ -261,7 +297,7 @@ class Ernie(nn.Layer):
             problem = f"a sequence of {length} tokens, but the encoder has {most} positions"
             raise ValueError(f"{problem}: lower the length setting")
         if fused.computes(self.word_embedding.weight):
-            return fused.encode(self, token_ids, type_ids, mask, first_only)
+            return self._packed(token_ids, type_ids, Tokens(mask, token_ids.shape), first_only)
         x = self.word_embedding(token_ids) + self.sentence_embedding(type_ids)  # [B, L, H]
         x = x + self.position_embedding.weight[:length]
         if self.task_embedding is not None:
@@ -273,3 +309,19 @@ class Ernie(nn.Layer):
             given = (x, mask, first_only and layer is self.layers[-1])
             x = recompute(layer, *given) if self.use_recompute and self.training else layer(*given)
         return x
+
+    def _packed(self, token_ids: Tensor, type_ids: Tensor, tokens: Tokens, first_only: bool) -> Tensor:
+        """What `forward` returns, by way of tokens without padding; the states of padding are zero."""
+        ids, types = (x.numpy().reshape(-1)[tokens.places] for x in (token_ids, type_ids))
+        rows = {self.word_embedding: ids, self.sentence_embedding: types}
+        rows[self.position_embedding] = tokens.columns
+        if self.task_embedding is not None:
+            rows[self.task_embedding] = np.zeros_like(ids)
+        x = fused.embed(list(rows.values()), [embedding.weight for embedding in rows])
+        nothing = paddle.zeros_like(x)
+        x = self.dropout(fused.add_norm(nothing, x, nothing[0], self.norm, 0.0))
+        for layer in self.layers:
+            given = (x, tokens, first_only and layer is self.layers[-1])
+            again = self.use_recompute and self.training
+            x = recompute(layer.packed, *given) if again else layer.packed(*given)
+        return x.unsqueeze(1) if first_only else fused.unpack(x, tokens)

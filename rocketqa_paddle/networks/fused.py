@@ -1,8 +1,8 @@
-"""The encoder on a CPU, in fused operations: the same numbers as `ernie.Ernie`, in less time.
+"""Operations of an encoder on a CPU, each with its gradient, that do in one pass what Paddle does in many.
 
-Matrix products are Paddle's. Everything between them is one pass of a function in `kernels`, as an operation
-with a gradient. Padding is left out: the tokens of a batch stand one after another, `[T, H]`, and only
-attention puts sequences of similar length side by side. For the letters see `kernels`.
+They stand between matrix products, which are Paddle's, and run the loops of `kernels`; for the letters see
+there. Padding is left out: the tokens of a batch stand one after another, `[T, H]`, and only attention puts
+sequences of similar length side by side.
 """
 
 from __future__ import annotations
@@ -10,36 +10,29 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
-from paddle.distributed.fleet.utils import recompute
 
 from rocketqa_paddle.networks.batching import length_buckets
-
-if TYPE_CHECKING:
-    from rocketqa_paddle.networks.ernie import Block, Ernie
 
 _SIDE_BY_SIDE = 16  # sequences of similar length in one product of attention
 _BLOCKS = 16  # of rows, in sums over all of them
 _AT_A_TIME = threading.Lock()  # a loop takes all threads anyway, and Numba's plain pool bears only one caller
-
-
 _COMPILER = find_spec("numba") is not None
 
 
 def computes(weight: Tensor) -> bool:
-    """Whether a network with such weights is computed here: in float32, on a CPU, with Numba installed.
+    """Whether these operations take such weights: in float32, on a CPU, with Numba installed.
 
-    Paddle has no automatic mixed precision on a CPU, and a graph that is to be exported needs its operations.
+    Paddle has no automatic mixed precision on a CPU. A graph that is exported has Paddle's operations alone.
     """
     fits = weight.dtype == paddle.float32 and weight.place.is_cpu_place()
     return _COMPILER and fits and paddle.in_dynamic_mode()
@@ -79,7 +72,7 @@ class Tokens:
 
     def __init__(self, mask: Tensor | None, shape: list[int]) -> None:
         self.shape = shape
-        present = np.ones(shape, dtype=bool) if mask is None else mask.numpy()
+        present = np.ones(shape, dtype=bool) if mask is None else np.array(mask)
         present[~present.any(axis=1), 0] = True  # every row has a token, if only one of padding
         self.places = np.flatnonzero(present)
         self.lengths = present.sum(axis=1)
@@ -121,8 +114,6 @@ def _note(ctx: Any, *inputs: Tensor) -> None:
 
 
 class _Embed(PyLayer):
-    """The sum of the rows that every token has in some embeddings: `[T, H]`."""
-
     @staticmethod
     def forward(ctx: Any, rows: list[np.ndarray], *tables: Tensor) -> Tensor:
         _note(ctx, *tables)
@@ -134,15 +125,19 @@ class _Embed(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        gradient = gradient.contiguous()
         tables = [paddle.zeros(shape) for shape in ctx.shapes]
         for table, places in zip(tables, ctx.rows, strict=True):
             _run("add_rows_back", gradient, places, table)
         return _wanted(ctx, *tables)
 
 
-class _AddNorm(PyLayer):
-    """The layer norm of `x + dropout(y + bias)`; y is written over."""
+def embed(rows: list[np.ndarray], tables: list[Tensor]) -> Tensor:
+    """Add up the rows `[T]` that every token has in some embeddings `[rows, H]`: `[T, H]`."""
+    return _Embed.apply(rows, *tables)
 
+
+class _AddNorm(PyLayer):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, y: Tensor, bias: Tensor, weight: Tensor, shift: Tensor, eps: float, rate: float
@@ -156,6 +151,7 @@ class _AddNorm(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        gradient = gradient.contiguous()
         normal, deviations, weight = ctx.saved_tensor()
         dx = paddle.empty_like(gradient)
         dy = paddle.empty_like(gradient) if ctx.dropout.least else dx
@@ -165,9 +161,12 @@ class _AddNorm(PyLayer):
         return _wanted(ctx, dx, dy, d_bias, d_weight, d_shift)
 
 
-class _Gelu(PyLayer):
-    """GELU of `y + bias`; y is written over."""
+def add_norm(x: Tensor, y: Tensor, bias: Tensor, norm: nn.LayerNorm, rate: float) -> Tensor:
+    """The layer norm of `x + dropout(y + bias)`, all `[T, H]`. The memory of y is written over."""
+    return _AddNorm.apply(x, y, bias, norm.weight, norm.bias, norm._epsilon, rate)
 
+
+class _Gelu(PyLayer):
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
         _note(ctx, y, bias)
@@ -178,10 +177,16 @@ class _Gelu(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = gradient.contiguous()
         (y,) = ctx.saved_tensor()
         dy, sums = paddle.empty_like(y), paddle.zeros([_BLOCKS, y.shape[1]])
         _run("gelu_back", gradient, y, dy, sums)
         return _wanted(ctx, dy, sums.sum(axis=0))
+
+
+def gelu(y: Tensor, bias: Tensor) -> Tensor:
+    """GELU of `y + bias`, `[T, H]`. The memory of y is written over."""
+    return _Gelu.apply(y, bias)
 
 
 def _row_sum(x: Tensor) -> Tensor:
@@ -199,8 +204,6 @@ def _dropped(weights: Tensor, starts: np.ndarray, dropout: Dropout) -> Tensor:
 
 
 class _Attend(PyLayer):
-    """Attention of the queries, keys and values `[T, 3 * H]` plus a bias: `[T, H]`."""
-
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, tokens: Tokens, heads: int, rate: float) -> Tensor:
         _note(ctx, qkv, bias)
@@ -227,6 +230,7 @@ class _Attend(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = gradient.contiguous()
         saved, random = iter(ctx.saved_tensor()), ctx.dropout.random
         count, size = gradient.shape
         out, zeros = paddle.empty([count, 3 * size]), paddle.zeros([size])
@@ -245,9 +249,12 @@ class _Attend(PyLayer):
         return _wanted(ctx, out, _row_sum(out))
 
 
-class _AttendFirst(PyLayer):
-    """Attention of every first token, `[B, H]`, among keys and values `[T, 2 * H]` plus a bias."""
+def attend(qkv: Tensor, bias: Tensor, tokens: Tokens, heads: int, rate: float) -> Tensor:
+    """Attention of queries, keys and values, `[T, 3 * H]` plus a bias: `[T, H]`."""
+    return _Attend.apply(qkv, bias, tokens, heads, rate)
 
+
+class _AttendFirst(PyLayer):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, kv: Tensor, bias: Tensor, tokens: Tokens, heads: int, rate: float
@@ -262,15 +269,19 @@ class _AttendFirst(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradient.contiguous()
         query, kv, bias, weights = ctx.saved_tensor()
         dq, dkv = paddle.empty_like(query), paddle.empty_like(kv)
         _run("attend_first_back", gradient, query, kv, bias, *ctx.places, weights, dq, dkv)
         return _wanted(ctx, dq, dkv, _row_sum(dkv))
 
 
-class _Unpack(PyLayer):
-    """Put tokens `[T, H]` into their places in `[B, L, H]`, with zeros elsewhere."""
+def attend_first(query: Tensor, kv: Tensor, bias: Tensor, tokens: Tokens, heads: int, rate: float) -> Tensor:
+    """Attention of every first token, `[B, H]`, among keys and values, `[T, 2 * H]` plus a bias: `[B, H]`."""
+    return _AttendFirst.apply(query, kv, bias, tokens, heads, rate)
 
+
+class _Unpack(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tokens: Tokens) -> Tensor:
         ctx.tokens = tokens
@@ -280,60 +291,12 @@ class _Unpack(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
         out = paddle.empty([len(ctx.tokens.places), gradient.shape[-1]])
         _run("take_rows", gradient.reshape([-1, gradient.shape[-1]]), ctx.tokens.places, out)
         return out
 
 
-def encode(
-    encoder: Ernie, token_ids: Tensor, type_ids: Tensor, mask: Tensor | None, first_only: bool
-) -> Tensor:
-    """Compute what `Ernie.forward` does; the states of padding are zero."""
-    tokens = Tokens(mask, token_ids.shape)
-    rate = encoder.dropout.p if encoder.training and isinstance(encoder.dropout, nn.Dropout) else 0.0
-    ids, types = (x.numpy().reshape(-1)[tokens.places] for x in (token_ids, type_ids))
-    embeddings = {encoder.word_embedding: ids, encoder.sentence_embedding: types}
-    embeddings[encoder.position_embedding] = tokens.columns
-    if encoder.task_embedding is not None:
-        embeddings[encoder.task_embedding] = np.zeros_like(ids)
-    x = _Embed.apply(list(embeddings.values()), *(embedding.weight for embedding in embeddings))
-    norm, bias = encoder.norm, paddle.zeros([x.shape[1]])
-    x = _AddNorm.apply(paddle.zeros_like(x), x, bias, norm.weight, norm.bias, norm._epsilon, 0.0)
-    x = F.dropout(x, rate, training=bool(rate))
-    for layer in encoder.layers:
-        last = first_only and layer is encoder.layers[-1]
-        block = partial(_block, layer, tokens, rate, last)
-        x = recompute(block, x) if encoder.use_recompute and encoder.training else block(x)
-    return x.unsqueeze(1) if first_only else _Unpack.apply(x, tokens)
-
-
-def _block(layer: Block, tokens: Tokens, rate: float, first_only: bool, x: Tensor) -> Tensor:
-    """One post-norm layer over tokens: `[T, H]`, or `[B, H]` for the first tokens alone."""
-    attention = layer.attention
-    if first_only:
-        states, x = x, paddle.gather(x, paddle.to_tensor(tokens.starts))
-        weight, bias = _joined(attention.key, attention.value)
-        given = attention.query(x), paddle.matmul(states, weight), bias
-        attended = _AttendFirst.apply(*given, tokens, attention.num_heads, rate)
-    else:
-        weight, bias = _joined(attention.query, attention.key, attention.value)
-        attended = _Attend.apply(paddle.matmul(x, weight), bias, tokens, attention.num_heads, rate)
-    x = _add_norm(layer.attention_norm, x, attended, attention.output, rate)
-    inner = paddle.matmul(x, layer.ffn_in.weight)
-    if layer.activation is F.gelu:
-        inner = _Gelu.apply(inner, layer.ffn_in.bias)
-    else:
-        inner = layer.activation(inner + layer.ffn_in.bias)
-    return _add_norm(layer.ffn_norm, x, inner, layer.ffn_out, rate)
-
-
-def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor]:
-    """The weights and biases of layers with the same input as those of one layer."""
-    weights, biases = ([getattr(linear, name) for linear in linears] for name in ("weight", "bias"))
-    return paddle.concat(weights, axis=1), paddle.concat(biases)
-
-
-def _add_norm(norm: nn.LayerNorm, x: Tensor, inner: Tensor, linear: nn.Linear, rate: float) -> Tensor:
-    """The layer norm of `x + dropout(linear(inner))`."""
-    y = paddle.matmul(inner, linear.weight)
-    return _AddNorm.apply(x, y, linear.bias, norm.weight, norm.bias, norm._epsilon, rate)
+def unpack(x: Tensor, tokens: Tokens) -> Tensor:
+    """Put tokens `[T, H]` into their places in `[B, L, H]`, with zeros elsewhere."""
+    return _Unpack.apply(x, tokens)

@@ -81,7 +81,7 @@ def make(output, data, **changes) -> CompareSettings:
     sections = {
         **{name: getattr(shared, name) for name in ("data", "retriever", "reranker")},
         "evaluation": dataclasses.replace(shared.evaluation, init=True),
-        "warmup_retriever": running.rocketqav2(output, data).warmup_retriever,
+        "warmup_retriever": dataclasses.replace(running.rocketqav2(output, data).warmup_retriever, steps=12),
         "warmup_reranker": RerankerWarmUpSettings(  # long enough to tell a few positives from candidates
             batch_size=4, steps=40, negatives=3, optimizer=OptimizerSettings(learning_rate=3e-3)
         ),

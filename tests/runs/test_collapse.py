@@ -232,5 +232,5 @@ def test_a_retriever_that_collapses_ends_the_run_until_it_is_told_to_go_on(sound
 
 def test_a_re_ranker_that_collapses_ends_the_run_until_it_is_told_to_go_on(sound, tmp_path, capsys):
     settings = running.copied(sound, tmp_path / "run")
-    lists = RerankerWarmUpSettings(batch_size=4, steps=3, negatives=3, optimizer=RUINOUS)
+    lists = RerankerWarmUpSettings(batch_size=4, steps=9, negatives=3, optimizer=RUINOUS)
     check_collapse(change(settings, "", warmup_reranker=lists), Model.RERANKER, capsys)
