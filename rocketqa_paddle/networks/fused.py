@@ -8,8 +8,10 @@ sequences of similar length side by side.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import threading
+from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -300,3 +302,24 @@ class _Unpack(PyLayer):
 def unpack(x: Tensor, tokens: Tokens) -> Tensor:
     """Put tokens `[T, H]` into their places in `[B, L, H]`, with zeros elsewhere."""
     return _Unpack.apply(x, tokens)
+
+
+# Gradients of all parameters -------------------------------------------------------------------------
+
+
+def norm(gradients: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all numbers of some tensors together."""
+    sums = np.zeros(_BLOCKS)
+    for gradient in gradients:
+        _run("add_squares", _flat(gradient), sums)
+    return math.sqrt(sums.sum())
+
+
+def scale(gradients: Sequence[Tensor], factor: float) -> None:
+    """Multiply tensors by a factor, in place."""
+    for gradient in gradients:
+        _run("scale", _flat(gradient), np.float32(factor))
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    return _array(x).reshape(-1)

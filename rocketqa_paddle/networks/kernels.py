@@ -253,14 +253,16 @@ def split_heads(x: Array, bias: Array, starts: Array, lengths: Array, out: Array
     `starts` and `lengths`, `[b]`, tell which tokens are those of a sequence.
     """
     count, sequences, heads, longest, size = out.shape
-    for n in prange(sequences * heads):
-        i, a = n // heads, n % heads
+    for i in prange(sequences):
+        for m in range(lengths[i]):
+            for c in range(count):
+                for a in range(heads):
+                    first = (c * heads + a) * size
+                    for d in range(size):
+                        out[c, i, a, m, d] = x[starts[i] + m, first + d] + bias[first + d]
         for c in range(count):
-            first = (c * heads + a) * size
-            for m in range(lengths[i]):
-                for d in range(size):
-                    out[c, i, a, m, d] = x[starts[i] + m, first + d] + bias[first + d]
-            out[c, i, a, lengths[i] :] = 0
+            for a in range(heads):
+                out[c, i, a, lengths[i] :] = 0
 
 
 @njit(**_LOOPS)
@@ -426,3 +428,23 @@ def sum_rows(x: Array, sums: Array) -> None:
         for t in range(len(x) * block // sums.shape[0], len(x) * (block + 1) // sums.shape[0]):
             for j in range(x.shape[1]):
                 sums[block, j] += x[t, j]
+
+
+# Gradients of all parameters --------------------------------------------------------------------------
+
+
+@njit(**_LOOPS)
+def add_squares(x: Array, sums: Array) -> None:
+    """Add the squares of numbers `[N]` to `sums`, float64 `[blocks]`."""
+    for block in prange(len(sums)):
+        total = 0.0
+        for n in range(len(x) * block // len(sums), len(x) * (block + 1) // len(sums)):
+            total += np.float64(x[n] * x[n])
+        sums[block] += total
+
+
+@njit(**_LOOPS)
+def scale(x: Array, factor: float) -> None:
+    """Multiply numbers `[N]` by a factor, in place."""
+    for n in prange(len(x)):
+        x[n] *= factor

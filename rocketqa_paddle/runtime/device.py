@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+_AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+_MKL_AVX512, _MKL_AVX2 = "7", "5"
+"""MKL's names of Intel's processors with these instructions (Skylake-X, Haswell)."""
 _KEEP_MEMORY = {-4: 0, -1: 2**31 - 1, -2: 256 << 20}
 """The arguments of glibc's `mallopt`: M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD, the last two in bytes."""
 
@@ -35,8 +38,9 @@ def tune_cpu() -> None:
     if (threads := os.environ["OMP_NUM_THREADS"].partition(",")[0]).isdigit():
         os.environ.setdefault("NUMBA_NUM_THREADS", threads)
     cpu = Path("/proc/cpuinfo")
-    if cpu.exists() and "AuthenticAMD" in cpu.read_text(errors="replace")[:4096]:
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    features = {*cpu.read_text(errors="replace")[:8192].split()} if cpu.exists() else set()
+    if "AuthenticAMD" in features:
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", _MKL_AVX512 if features >= _AVX512 else _MKL_AVX2)
     if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
         for parameter, value in _KEEP_MEMORY.items():
             ctypes.CDLL(None).mallopt(parameter, value)

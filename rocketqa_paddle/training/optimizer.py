@@ -1,7 +1,7 @@
 """The optimizer, AdamW or LAMB: its schedule, gradient clipping, the loss scale of fp16 and its state."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.utils import unique_name
 
+from rocketqa_paddle.networks import fused
 from rocketqa_paddle.networks.ernie import NAMING
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import read_arrays
@@ -89,13 +90,15 @@ class Optimizer:
         return norm
 
     def _clip(self) -> float:
-        parameters = list(self.parameters.values())
+        """Scale the gradients to the norm that they may have at most; return what they had."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        measure, scale = (fused.norm, fused.scale) if fused.computes(gradients[0]) else (_norm, _scale)
         if self.scale:
-            with paddle.no_grad():
-                for parameter in parameters:
-                    if parameter.grad is not None:
-                        parameter.grad.scale_(1 / self.scale.value)
-        return float(nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+            scale(gradients, 1 / self.scale.value)
+        norm, most = measure(gradients), self.settings.max_grad_norm
+        if most < norm < math.inf:
+            scale(gradients, most / (norm + 1e-6))
+        return norm
 
     # State --------------------------------------------------------------------------------------
 
@@ -129,6 +132,17 @@ class Optimizer:
             for name, parameter in self.parameters.items()
             for moment in _MOMENTS
         }
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    with paddle.no_grad():
+        return float(paddle.stack([gradient.norm() for gradient in gradients]).norm())
+
+
+def _scale(gradients: Sequence[Tensor], factor: float) -> None:
+    with paddle.no_grad():
+        for gradient in gradients:
+            gradient.scale_(factor)
 
 
 def total_steps(settings: TrainingSettings, examples: int) -> int:
