@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from tqdm import tqdm
 
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -55,6 +58,7 @@ def _begin(function: Callable[[], Any], prepare: Callable[[], None]) -> int:
     child = os.fork()
     if not child:
         try:
+            tqdm.set_lock(threading.RLock())  # the other is shared with the parent, and would die locked
             prepare()
             function()
             os._exit(0)

@@ -13,7 +13,7 @@ import sentence_transformers
 import torch
 import torch.nn.functional as F
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.losses import MultipleNegativesRankingLoss
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 Answer = dict[str, Any]

@@ -40,6 +40,22 @@ def length_buckets(lengths: Sequence[int], max_rows: int) -> Iterator[np.ndarray
     """
     if max_rows < 1:
         raise ValueError(f"batches of {max_rows} rows, expected at least 1")
-    order = np.argsort(np.asarray(lengths), kind="stable")[::-1]
+    order = _longest_first(lengths)
     for start in range(0, len(order), max_rows):
         yield order[start : start + max_rows]
+
+
+def token_buckets(lengths: Sequence[int], max_tokens: int) -> Iterator[np.ndarray]:
+    """Yield row numbers in batches of similar length, at most `max_tokens` each with their padding.
+
+    A row that has more alone is a batch of its own. See `length_buckets` for the order.
+    """
+    order, start = _longest_first(lengths), 0
+    while start < len(order):
+        rows = max(1, max_tokens // max(1, lengths[order[start]]))
+        yield order[start : start + rows]
+        start += rows
+
+
+def _longest_first(lengths: Sequence[int]) -> np.ndarray:
+    return np.argsort(np.asarray(lengths), kind="stable")[::-1]

@@ -170,7 +170,8 @@ class Attention(nn.Layer):
         heads = [0, 0, self.num_heads, self.head_size]
         q = self.query(wanted).reshape(heads)  # [B, W, A, D]
         k, v = (layer(x).reshape(heads) for layer in (self.key, self.value))  # [B, L, A, D]
-        attend = _fused_attention if x.place.is_gpu_place() else _plain_attention
+        on_gpu = paddle.in_dynamic_mode() and x.place.is_gpu_place()
+        attend = _fused_attention if on_gpu else _plain_attention
         dropout = self.dropout if self.training else 0.0
         return self.output(attend(q, k, v, mask, dropout).flatten(2))  # [B, W, H]
 
@@ -293,7 +294,7 @@ class Ernie(nn.Layer):
             ValueError: the sequences are longer than the encoder has positions.
         """
         length, most = token_ids.shape[1], self.config.max_positions
-        if length > most:
+        if paddle.in_dynamic_mode() and length > most:  # an exported graph does not know the length
             problem = f"a sequence of {length} tokens, but the encoder has {most} positions"
             raise ValueError(f"{problem}: lower the length setting")
         if fused.computes(self.word_embedding.weight):

@@ -1,6 +1,7 @@
 """Forward passes: groups to tensors with gradient, for training; texts to arrays, for everything else."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
@@ -8,15 +9,15 @@ from paddle import Tensor
 from tqdm import tqdm
 
 from rocketqa_paddle.networks import fused
-from rocketqa_paddle.networks.batching import Batch, collate, length_buckets
+from rocketqa_paddle.networks.batching import Batch, collate, length_buckets, token_buckets
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.tokenization import Packed
 from rocketqa_paddle.records import Group, Passage
 from rocketqa_paddle.runtime import device, distributed
 
 Texts = Sequence[str]
-_CHUNK = 32768  # rows that are tokenised together: many, to sort them by length, but not too many for memory
-_CHUNK_TOKENS = 1 << 21  # the most tokens that they may have
+_CHUNK = 16384  # rows that are tokenised together: many, to sort them by length, but not too many for memory
+_CHUNK_TOKENS = 1 << 20  # the most tokens that they may have; another chunk is tokenised ahead
 _ROWS_A_PASS = 16  # fewer rows of similar length need less padding; more rows use the processor better
 
 
@@ -120,21 +121,20 @@ def _infer(
 ) -> np.ndarray:
     """Run `forward` without gradient over the rows of columns of texts, in buckets of similar length.
 
+    A bucket has room for the tokens of `batch_size` rows of the greatest length, so for more short rows.
     Every output passes here, so this is where NaN and infinity are refused.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected at least 1")
     network, pad_id, count = checkpoint.network, checkpoint.tokenizer.pad_id, len(columns[-1])
-    training, results = network.training, None
+    training, results, length = network.training, None, checkpoint.lengths[input_name]
     network.eval()
-    chunk_rows = max(batch_size, min(_CHUNK, _CHUNK_TOKENS // checkpoint.lengths[input_name]))
     bar = tqdm(total=count, desc=progress, unit=" rows", disable=not (progress and distributed.is_main()))
     try:
         with paddle.no_grad(), bar:
-            for start in range(0, count, chunk_rows):
-                chunk = (column[start : start + chunk_rows] for column in columns)
-                packed = pack(*chunk, checkpoint.lengths[input_name])
-                for rows in length_buckets([len(sequence.token_ids) for sequence in packed], batch_size):
+            for start, packed in _packed_ahead(pack, columns, length):
+                lengths = [len(sequence.token_ids) for sequence in packed]
+                for rows in token_buckets(lengths, batch_size * length):
                     output = forward(collate([packed[i] for i in rows], pad_id)).astype("float32").numpy()
                     _check_finite(output, checkpoint)
                     if results is None:
@@ -145,6 +145,30 @@ def _infer(
         if training:
             network.train()
     return np.zeros((0, network.config.hidden_size), dtype=np.float32) if results is None else results
+
+
+def _packed_ahead(
+    pack: Callable[..., list[Packed]], columns: Sequence[Texts], length: int
+) -> Iterator[tuple[int, list[Packed]]]:
+    """Tokenise the rows of columns chunk by chunk, the next one while the caller computes.
+
+    Yields:
+        The number of a chunk's first row, and its sequences.
+    """
+    count, rows = len(columns[-1]), min(_CHUNK, max(1, _CHUNK_TOKENS // length))
+
+    def pack_from(start: int) -> list[Packed]:
+        return pack(*(column[start : start + rows] for column in columns), length)
+
+    if count <= rows:  # no thread for a query
+        yield from [(0, pack_from(0))] if count else []
+        return
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        following = ahead.submit(pack_from, 0)
+        for start in range(0, count, rows):
+            packed = following.result()
+            following = ahead.submit(pack_from, start + rows) if start + rows < count else None
+            yield start, packed
 
 
 def _check_finite(output: np.ndarray, checkpoint: Checkpoint) -> None:

@@ -36,8 +36,9 @@ def computes(weight: Tensor) -> bool:
 
     Paddle has no automatic mixed precision on a CPU. A graph that is exported has Paddle's operations alone.
     """
-    fits = weight.dtype == paddle.float32 and weight.place.is_cpu_place()
-    return _COMPILER and fits and paddle.in_dynamic_mode()
+    if not (_COMPILER and paddle.in_dynamic_mode()):
+        return False
+    return weight.dtype == paddle.float32 and weight.place.is_cpu_place()
 
 
 @cache

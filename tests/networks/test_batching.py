@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocketqa_paddle.networks.batching import collate, length_buckets
+from rocketqa_paddle.networks.batching import collate, length_buckets, token_buckets
 from rocketqa_paddle.networks.tokenization import Packed
 
 packed = st.lists(
@@ -49,6 +49,17 @@ def test_buckets_hold_every_row_once_the_longest_first(lengths, max_rows):
 
 def test_buckets_of_nothing_are_none():
     assert list(length_buckets([], 4)) == []
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 24, 1000])
+def test_buckets_of_tokens_hold_every_row_once_and_no_more_than_asked_for(max_tokens):
+    lengths = [3, 9, 5, 9, 2, 2, 1, 7]
+    buckets = [rows.tolist() for rows in token_buckets(lengths, max_tokens)]
+    assert sorted(row for rows in buckets for row in rows) == list(range(8))
+    assert [lengths[row] for rows in buckets for row in rows] == sorted(lengths, reverse=True)
+    for rows in buckets:
+        assert len(rows) == 1 or len(rows) * lengths[rows[0]] <= max_tokens
+    assert list(token_buckets([], 4)) == []
 
 
 def test_buckets_are_row_numbers_of_numpy():
