@@ -330,7 +330,8 @@ class RunSettings(Settings):
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """Measures on dev and test."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the networks; the parameters stay fp32. fp16 scales the loss."""
+    """Arithmetic of the networks; the parameters stay fp32. fp16 scales the loss and needs a GPU. On a CPU,
+    bf16 is for encoding and scoring without gradient; training computes in fp32."""
     drop_false_negatives: bool = True
     """Leave out of a query's negatives what is known to be none: passages with the title and text of one of
     its positives, and the query itself where it is a passage. false does as the released code, which compares
@@ -351,8 +352,8 @@ class RunSettings(Settings):
         super().__post_init__()
         at_least(1, encode_batch=self.encode_batch)
         at_least(0, seed=self.seed, save_minutes=self.save_minutes)
-        if self.precision != "fp32" and not self.use_cuda:
-            raise ValueError(f"precision={self.precision} needs use_cuda=true: a CPU computes in fp32 anyway")
+        if self.precision == "fp16" and not self.use_cuda:
+            raise ValueError("precision=fp16 needs use_cuda=true: a CPU has fp32 and perhaps bf16")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The command `rocketqa index`: a corpus to a searchable index."""
 
+from typing import Literal
+
 from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.data.texts import load_passages
-from rocketqa_paddle.runtime.device import select_device
+from rocketqa_paddle.runtime.device import select
 from rocketqa_paddle.runtime.storage import locked
 from rocketqa_paddle.settings import at_least
 
@@ -13,6 +15,7 @@ def index(
     output: str,
     titles: str | None = None,
     batch_size: int = 64,
+    precision: Literal["fp32", "bf16"] = "fp32",
     use_cuda: bool = False,
 ) -> None:
     """Encode a corpus and save it as a searchable index.
@@ -23,6 +26,7 @@ def index(
         output: index folder to write
         titles: file of `id TAB title` lines (para.title.txt)
         batch_size: rows computed together
+        precision: arithmetic; bf16 is faster where the processor or GPU has it, and less exact
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle.checkpoints import convert
@@ -36,9 +40,11 @@ def index(
     with locked(output):
         CONTENTS.check(output)
         corpus = load_passages(passages, titles)
-        select_device(use_cuda)
+        arithmetic = select(use_cuda, precision)
         model = convert.read(checkpoint, kind=DUAL)
         for sentence in truncations(model, [], list(corpus.values())):
             print(sentence)
-        CorpusIndex(model, corpus, batch_size=batch_size, progress="encode").save(output, model.digest())
+        with arithmetic:
+            index = CorpusIndex(model, corpus, batch_size=batch_size, progress="encode")
+        index.save(output, model.digest())
     print(f"{len(corpus)} passages indexed in {output}")

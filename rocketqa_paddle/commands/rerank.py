@@ -5,7 +5,7 @@ from typing import Literal
 from rocketqa_paddle.data.places import shown
 from rocketqa_paddle.data.runs import check_run_ids, first_hits, read_run, write_run
 from rocketqa_paddle.data.texts import load_passages, load_queries
-from rocketqa_paddle.runtime.device import select_device
+from rocketqa_paddle.runtime.device import select
 from rocketqa_paddle.settings import at_least
 
 
@@ -19,6 +19,7 @@ def rerank(
     format: Literal["tsv", "trec"] = "tsv",
     depth: int = 50,
     batch_size: int = 64,
+    precision: Literal["fp32", "bf16"] = "fp32",
     use_cuda: bool = False,
 ) -> None:
     """Order the best passages of a run by a re-ranker and write the new run.
@@ -33,6 +34,7 @@ def rerank(
         format: of the new run: `qid TAB pid TAB rank TAB score`, or TREC's six columns
         depth: passages a query that are scored; the others are left out
         batch_size: rows computed together
+        precision: arithmetic; bf16 is faster where the processor or GPU has it, and less exact
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle.checkpoints import convert
@@ -52,10 +54,11 @@ def rerank(
         if missing:
             example = shown(min(missing))
             raise ValueError(f"{run}: {len(missing)} ids are not in {name}, for example {example}")
-    select_device(use_cuda)
+    arithmetic = select(use_cuda, precision)
     model = convert.read(checkpoint, kind=CROSS)
     for sentence in truncations(model, [texts[query_id].text for query_id in hits], list(corpus.values())):
         print(sentence)
-    ordered = retrieval.rerank(model, hits, corpus, texts, depth, batch_size=batch_size)
+    with arithmetic:
+        ordered = retrieval.rerank(model, hits, corpus, texts, depth, batch_size=batch_size)
     write_run(output, ordered, format)
     print(f"{len(hits)} queries re-ranked in {output}")

@@ -6,7 +6,7 @@ from functools import partial
 from rocketqa_paddle.commands.configs import SettingsParser, settings_of
 from rocketqa_paddle.commands.flags import Parser
 from rocketqa_paddle.runs.selection import Selection
-from rocketqa_paddle.runtime.device import select_device
+from rocketqa_paddle.runtime.device import arithmetic, select_device
 from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.systems import SYSTEMS, System
 
@@ -23,10 +23,15 @@ def train(system: System, settings: RunSettings, selection: Selection) -> None:
 
 
 def join_ranks(settings: RunSettings) -> None:
-    """Choose the device of this process, and join the others that `fleetrun` started."""
+    """Choose the device of this process, and join the others that `fleetrun` started.
+
+    Raises:
+        ValueError: the machine has no such device, or no instructions for such a precision.
+    """
     from rocketqa_paddle.runtime import distributed
 
     select_device(settings.use_cuda, distributed.local_gpu())
+    arithmetic(settings.precision)
     distributed.init(settings.use_cuda)
 
 

@@ -129,12 +129,11 @@ class Ledger:
         for step, pieces in self._steps.items():
             others = [p for p in pieces if p not in models and f"{step}/{p}" not in self._wanted]
             for piece in others:
+                if distributed.is_main():  # the file first: without its record, nobody would know it
+                    (self.folder / step / f"{piece}{RUN}").unlink(missing_ok=True)
                 del pieces[piece]
             if others:
                 self._write(step)
-            if distributed.is_main():
-                for piece in others:
-                    (self.folder / step / f"{piece}{RUN}").unlink(missing_ok=True)
 
     def note(self, artefact: Stored, **facts: Any) -> None:
         """Add something that was found out about an artefact, such as measures, to its record."""

@@ -8,6 +8,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 _AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
@@ -37,13 +38,29 @@ def tune_cpu() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     if (threads := os.environ["OMP_NUM_THREADS"].partition(",")[0]).isdigit():
         os.environ.setdefault("NUMBA_NUM_THREADS", threads)
-    cpu = Path("/proc/cpuinfo")
-    features = {*cpu.read_text(errors="replace")[:8192].split()} if cpu.exists() else set()
+    features = _features()
     if "AuthenticAMD" in features:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", _MKL_AVX512 if features >= _AVX512 else _MKL_AVX2)
     if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
         for parameter, value in _KEEP_MEMORY.items():
             ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def _features() -> set[str]:
+    """Maker and instructions of the processor, in the words of Linux; nothing elsewhere."""
+    cpu = Path("/proc/cpuinfo")
+    return {*cpu.read_text(errors="replace")[:8192].split()} if cpu.exists() else set()
+
+
+def threads() -> int:
+    """The number of threads that `tune_cpu` or the user has set."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(given) if given.isdigit() else 1
+
+
+def has_bf16() -> bool:
+    """Whether the processor has instructions for bf16."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_features())
 
 
 class _WithoutThreadNotice(io.TextIOBase):
@@ -117,13 +134,51 @@ def using(name: str) -> Iterator[None]:
         paddle.device.set_device(before)
 
 
+def select(use_cuda: bool, precision: str = "fp32") -> contextlib.AbstractContextManager[None]:
+    """Choose the device and the arithmetic of a command; compute inside the context that is returned.
+
+    Raises:
+        ValueError: the machine has no such device, or no instructions for such numbers.
+    """
+    select_device(use_cuda)
+    return arithmetic(precision)
+
+
+_BF16_ON_CPU: ContextVar[bool] = ContextVar("bf16 on a CPU", default=False)
+
+
 def arithmetic(precision: str) -> contextlib.AbstractContextManager[None]:
-    """Run the networks in `fp32`, or in `bf16` or `fp16` by Paddle's automatic mixed precision (O1)."""
+    """Run the networks in `fp32`, or in `bf16` or `fp16` by Paddle's automatic mixed precision (O1).
+
+    A CPU has no mixed precision in Paddle. There, bf16 is for what is computed without gradient, see
+    `bf16_on_cpu`.
+
+    Raises:
+        ValueError: the processor has no instructions for such numbers.
+    """
     if precision == "fp32":
         return contextlib.nullcontext()
+    if gpu_id() is None:
+        if precision != "bf16" or not has_bf16():
+            raise ValueError(f"precision={precision}: this processor has no instructions for it, use fp32")
+        return _in_bf16_on_cpu()
     import paddle
 
     return paddle.amp.auto_cast(dtype={"bf16": "bfloat16", "fp16": "float16"}[precision], level="O1")
+
+
+@contextlib.contextmanager
+def _in_bf16_on_cpu() -> Iterator[None]:
+    token = _BF16_ON_CPU.set(True)
+    try:
+        yield
+    finally:
+        _BF16_ON_CPU.reset(token)
+
+
+def bf16_on_cpu() -> bool:
+    """Whether what is computed now without gradient, on a CPU, may be computed in bf16."""
+    return _BF16_ON_CPU.get()
 
 
 def gpu_id() -> int | None:

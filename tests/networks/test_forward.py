@@ -20,6 +20,7 @@ from rocketqa_paddle.networks.ernie import ErnieConfig
 from rocketqa_paddle.networks.parameters import load_arrays, to_arrays
 from rocketqa_paddle.networks.tokenization import Tokenizer
 from rocketqa_paddle.records import Collection, Group, Passage
+from rocketqa_paddle.runtime import device
 
 
 @pytest.fixture
@@ -270,3 +271,34 @@ def test_no_dropout_while_encoding_and_training_goes_on_after(encoder):
     encoder.network.eval()
     scoring.encode_passages(encoder, TITLES, TEXTS)
     assert not encoder.network.training
+
+
+@pytest.mark.skipif(not device.has_bf16(), reason="this processor has no instructions for bf16")
+def test_bf16_on_a_cpu_is_close_to_float32(retriever, reranker, groups, monkeypatch):
+    monkeypatch.setattr(scoring, "_WORTH_COMPILING", 20)
+    passages = [passage for group in groups for passage in group.passages]
+    titles, texts = [p.title for p in passages], [p.text for p in passages]
+    calls = {
+        "passages": lambda: scoring.encode_passages(retriever, titles, texts, batch_size=4),
+        "pairs": lambda: scoring.score_pairs(reranker, [f"{t} ?" for t in titles], titles, texts),
+        "few": lambda: scoring.encode_queries(retriever, texts[:19]),
+    }
+    for name, call in calls.items():
+        single = call()
+        with device.arithmetic("bf16"):
+            half = call()
+        assert half.dtype == np.float32
+        apart = np.abs(half - single).max() / np.abs(single).max()
+        assert apart < 0.05
+        assert (apart == 0) == (name == "few")  # a compilation would take longer than it saves
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match="precision=fp16: this processor has no instructions for it"):
+        device.arithmetic("fp16")
+
+
+def test_bf16_is_refused_where_the_processor_has_none(monkeypatch):
+    monkeypatch.setattr(device, "has_bf16", lambda: False)
+    with pytest.raises(ValueError, match="precision=bf16: this processor has no instructions for it"):
+        device.arithmetic("bf16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import running
 from kills import changes, killed_after, killed_at
 
+from rocketqa_paddle.runs.ledger import Ledger
 from rocketqa_paddle.settings import OptimizerSettings, RunSettings
 
 SLOWER = OptimizerSettings(learning_rate=5e-4)
@@ -76,6 +78,25 @@ def test_runs_that_a_walk_no_longer_names_are_removed(data, tmp_path):
     alone = dataclasses.replace(undenoised, output=str(tmp_path / "alone"))
     running.train(alone)
     assert running.outcome(undenoised) == running.outcome(alone)
+
+
+def test_a_death_while_runs_are_removed_leaves_none_behind(data, tmp_path):
+    settings = running.rocketqav2(tmp_path / "run", data)
+    running.train(settings)
+
+    def clean(folder: Path) -> None:
+        ledger = Ledger(folder)
+        ledger._step("round-001")
+        ledger.drop_others()  # nothing has been named, so all runs are to go
+
+    for change in itertools.count():
+        folder = Path(running.copied(settings, tmp_path / str(change)).output)
+        died = killed_at(change, lambda folder=folder: clean(folder))
+        clean(folder)
+        assert not list((folder / "round-001").glob("*.tsv"))
+        if not died:
+            break
+    assert change > 3
 
 
 def test_files_of_the_users_are_never_lost(data, tmp_path):

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import signal
-import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -26,7 +25,6 @@ from nets import (
     squared,
     stopping,
 )
-from paddle import nn
 
 from rocketqa_paddle.runtime import folders
 from rocketqa_paddle.training import trainer as trainer_module
@@ -518,31 +516,6 @@ def test_the_state_of_a_training_without_loss_scale_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, nets, name="next", leg=Leg(9, 18, tmp_path / "state"), precision="fp16")
     with pytest.raises(ValueError, match=r"state: .*loss_scale\..* is missing: remove .*state, and the opt"):
         trainer.fit()
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_on_a_cpu(tmp_path, precision, log_every_step):
-    nets = {name: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1)) for name in ("one", "two")}
-    generator, dtypes = np.random.default_rng(1), []
-
-    def loss(batch):
-        x = paddle.to_tensor(np.stack(batch))
-        hidden = nets["one"][0](x)
-        dtypes.append(hidden.dtype)
-        scores = nets["one"][1](hidden) + nets["two"](x)
-        return {"loss": ((scores.astype("float32")[:, 0] - x.sum(axis=1)) ** 2).mean()}
-
-    data = [generator.normal(size=8).astype(np.float32) for _ in range(16)]
-    trainer = make_trainer(tmp_path, nets, loss, data, precision=precision, size={"steps": 30})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Paddle warns where it computes in float32 all the same
-        trainer.fit()
-    first, *_, last = [row["loss"] for row in trainer.log.read()]
-    assert last < first / 2
-    assert {parameter.dtype for parameter in trainer.optimizer.parameters.values()} == {paddle.float32}
-    if str(dtypes[0]) == "paddle.float32":
-        pytest.skip("Paddle's auto_cast has no effect on a CPU: trained in float32")
-    assert set(dtypes) == {{"bf16": paddle.bfloat16, "fp16": paddle.float16}[precision]}
 
 
 # Losses and gradients that are not finite ---------------------------------------------------------
