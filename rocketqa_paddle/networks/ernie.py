@@ -200,16 +200,12 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attend in plain operations, in the form that is fastest on a CPU: `[B, W, A, D]`, mask `[B, L]`.
-
-    Adding a broadcast mask to the scores would take longer than their product. Instead, the mask is one more
-    feature of the product: queries have a one there, keys have the mask.
-    """
+    """Attend in plain operations: `[B, W, A, D]`, mask `[B, L]`."""
     q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, A, L, D]
+    scores = paddle.matmul(q, k, transpose_y=True)  # [B, A, W, L]
     if mask is not None:
-        q = paddle.concat([q, paddle.ones_like(q[..., :1])], axis=-1)
-        k = paddle.concat([k, mask.unsqueeze([1, 3]).astype(k.dtype).expand_as(k[..., :1])], axis=-1)
-    weights = F.softmax(paddle.matmul(q, k, transpose_y=True))  # [B, A, W, L]
+        scores = scores + mask.unsqueeze([1, 2]).astype(scores.dtype)
+    weights = F.softmax(scores)
     if dropout:
         weights = F.dropout(weights, dropout)
     return paddle.matmul(weights, v).transpose([0, 2, 1, 3])  # [B, W, A, D]
