@@ -14,6 +14,8 @@ EXTRAS = {
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
     # The public index stops at paddlepaddle-gpu 2.6.2; the README gives the line for Paddle's own index.
     "gpu": ["paddlepaddle-gpu>=3.0", "faiss-gpu-cu12>=1.8"],
+    # Export to ONNX, and models in ONNX Runtime. paddle2onnx 2.1 reads the graphs of Paddle 3.3.
+    "onnx": ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"],
     # PaddleNLP 2.8.1 imports only with these.
     "paddlenlp": [
         "paddlenlp==2.8.1",

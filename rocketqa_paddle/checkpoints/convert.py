@@ -6,8 +6,9 @@
 | `reference` | the RocketQA toolkit's JSON, with a folder of one file for every variable |
 | `paddlenlp` | `config.json` or `model_config.json` with `model_state.pdparams` or safetensors |
 | `huggingface` | `config.json` with `model.safetensors`; also sentence-transformers and cross encoders |
+| `onnx` | `config.json` with `onnx/model.onnx`: it computes, and cannot be trained or converted |
 
-A dual encoder of two towers is, for the last two, a folder with `query/` and `passage/`.
+A dual encoder of two towers is, for the last three, a folder with `query/` and `passage/`.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ import numpy as np
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.checkpoints import published
 from rocketqa_paddle.checkpoints.fields import naming
-from rocketqa_paddle.checkpoints.formats import huggingface, paddlenlp, reference
+from rocketqa_paddle.checkpoints.formats import huggingface, onnx, paddlenlp, reference
 from rocketqa_paddle.checkpoints.formats.config import SECTION
 from rocketqa_paddle.checkpoints.formats.towers import SIDES, join_towers, split_towers
 from rocketqa_paddle.checkpoints.formats.weights import EncoderWeights
@@ -34,7 +35,7 @@ from rocketqa_paddle.runtime.storage import read_json
 
 LARGEST_DIFFERENCE = 1e-4
 """How far a converted model's outputs may be from the original's."""
-Format = Literal["native", "reference", "paddlenlp", "huggingface"]
+Format = Literal["native", "reference", "paddlenlp", "huggingface", "onnx"]
 _LIBRARIES = {"paddlenlp": paddlenlp, "huggingface": huggingface}
 _TOOLKIT_KEYS = {*reference.PATHS}
 _NOT_VARIABLES = {"model.safetensors", "pytorch_model.bin", "model_state.pdparams", huggingface.MODULES}
@@ -73,6 +74,8 @@ def read_found(source: Source) -> Checkpoint:
             return checkpoints.load(source.path)
         if source.format == "reference":
             return _read_reference(source.path)
+        if source.format == "onnx":
+            return onnx.read(source.path)
         library = _LIBRARIES[source.format]
         if _has_towers(source.path):
             towers = (library.read(source.path / side).checkpoint() for side in SIDES)
@@ -102,6 +105,8 @@ def read_encoder(source: str | Path) -> EncoderWeights | None:
             return paddlenlp.read(paddlenlp.download(str(found.path))).encoder()
         if found.format in _LIBRARIES and not _has_towers(found.path):
             return _LIBRARIES[found.format].read(found.path).encoder()
+        if found.format == "onnx":
+            onnx.refuse(onnx.read(found.path), "trained")
     return None
 
 
@@ -159,6 +164,8 @@ def _find_in_folder(path: Path) -> Source:
         return Source(_find_in_folder(path / "query").format, path)
     if files & {"model_config.json", "model_state.pdparams"} or "paddlenlp_version" in values:
         return Source("paddlenlp", path)
+    if onnx.is_exported(path):
+        return Source("onnx", path)
     if files & {huggingface.MODULES, "config.json"}:
         return Source("huggingface", path)
     if models := _models_of_a_run(path):
@@ -209,17 +216,22 @@ def installed_folder(reference: str) -> Path:
 # Writing ----------------------------------------------------------------------------------------
 
 
-def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = "") -> float:
+def write(
+    checkpoint: Checkpoint, target: str | Path, to: Format, card: str = "", *, int8: bool = False
+) -> float:
     """Write a model to a folder, which is replaced if it holds a model that `write` wrote, in any format.
 
-    `card` is for the native format. Return the `largest_difference` of what is read back.
+    `card` is for the native format, `int8` for ONNX. Return the `largest_difference` of what is read back.
 
     Raises:
         ValueError: the format cannot express the model, the folder holds anything else, or what is read back
             gives other numbers. The folder stays as it was then.
     """
+    onnx.refuse(checkpoint, "converted")
     with replacing(target, CONTENTS) as new:
-        if to == "native":
+        if to == "onnx":
+            onnx.write(checkpoint, new, int8=int8)
+        elif to == "native":
             checkpoints.write(checkpoint, new, card)
         elif to == "reference":
             reference.write(checkpoint, new)
@@ -230,7 +242,7 @@ def write(checkpoint: Checkpoint, target: str | Path, to: Format, card: str = ""
                 (new / side).mkdir()
                 _LIBRARIES[to].write(tower, new / side)
         difference = largest_difference(checkpoint, read(new))
-        if not difference <= LARGEST_DIFFERENCE:
+        if not (difference <= LARGEST_DIFFERENCE or int8):
             raise ValueError(f"{target}: read back, the model's outputs would differ by {difference:.2g}")
     return difference
 
@@ -241,7 +253,7 @@ def _is_ours(config: dict[str, Any]) -> bool:
     return native or SECTION in config or tuple(map(config.get, reference.PATHS)) == paths
 
 
-_OF_LIBRARIES = (*huggingface.WRITTEN, *paddlenlp.WRITTEN)
+_OF_LIBRARIES = (*huggingface.WRITTEN, *paddlenlp.WRITTEN, *onnx.WRITTEN)
 CONTENTS = Contents(
     "model",
     names=(
@@ -282,6 +294,8 @@ def _outputs(checkpoint: Checkpoint) -> list[np.ndarray]:
 def notes(checkpoint: Checkpoint, to: Format) -> list[str]:
     """Return what people must know who load the model with the other library."""
     if to in ("native", "reference"):
+        return []
+    if to == "onnx" and checkpoint.kind == CROSS and checkpoint.network.head == "logit":
         return []
     return [*_notes(checkpoint), *(_paddlenlp_notes(checkpoint) if to == "paddlenlp" else ())]
 

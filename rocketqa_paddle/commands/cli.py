@@ -17,6 +17,7 @@ from rocketqa_paddle.commands import compare, train
 from rocketqa_paddle.commands.convert import convert_model
 from rocketqa_paddle.commands.encode import encode, output_files
 from rocketqa_paddle.commands.evaluate import evaluate
+from rocketqa_paddle.commands.export import export
 from rocketqa_paddle.commands.flags import Parser, shortened
 from rocketqa_paddle.commands.index import index
 from rocketqa_paddle.commands.inspect import inspect_model
@@ -44,11 +45,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "mine": mine,
     "convert": convert_model,
+    "export": export,
     "inspect": inspect_model,
     "models": list_models,
 }
 """All commands but `train` and `compare`, which read settings from files."""
-USAGES = {"convert": "SOURCE TARGET [--to FORMAT]", "inspect": "CHECKPOINT", "models": ""}
+USAGES = {
+    "convert": "SOURCE TARGET [--to FORMAT]",
+    "export": "SOURCE TARGET [--to onnx] [--int8] [--KEY VALUE ...]",
+    "inspect": "CHECKPOINT",
+    "models": "",
+}
 """The usage of commands whose parameters are positional."""
 WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "encode": output_files,

@@ -106,7 +106,8 @@ class DualEncoder(nn.Layer):
         else:
             mask = batch.mask.astype(states.dtype).unsqueeze(1)  # [rows, 1, length]
             vectors = paddle.bmm(mask, states).squeeze(1) / mask.sum(axis=-1)
-        vectors = vectors.astype(self.passage.word_embedding.weight.dtype)  # float32 under mixed precision
+        if vectors.dtype in (paddle.float16, paddle.bfloat16):  # under mixed precision
+            vectors = vectors.astype("float32")
         return F.normalize(vectors) if self.normalize else vectors
 
 

@@ -290,7 +290,9 @@ class Ernie(nn.Layer):
             ValueError: the sequences are longer than the encoder has positions.
         """
         length, most = token_ids.shape[1], self.config.max_positions
-        if paddle.in_dynamic_mode() and length > most:  # an exported graph does not know the length
+        if not paddle.in_dynamic_mode():  # a graph that is exported does not know the length
+            length = paddle.shape(token_ids)[1]
+        elif length > most:
             problem = f"a sequence of {length} tokens, but the encoder has {most} positions"
             raise ValueError(f"{problem}: lower the length setting")
         if fused.computes(self.word_embedding.weight):

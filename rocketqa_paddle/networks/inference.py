@@ -5,7 +5,7 @@ In float32 the loops of `fused` are at least as fast and need no compilation, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from rocketqa_paddle.networks.batching import Batch
 from rocketqa_paddle.runtime import device
 
 _SHAPES = 16  # of batches whose compiled kernels oneDNN keeps
-_INPUTS = {"token_ids": "int64", "type_ids": "int64", "mask": "bool"}
+_NAMES = ("token_ids", "type_ids", "mask")
 
 
 class Graph(nn.Layer):
@@ -30,13 +30,18 @@ class Graph(nn.Layer):
         self.network, self._compute = network, compute
 
     def forward(self, token_ids: Tensor, type_ids: Tensor, mask: Tensor) -> Tensor:
-        """Return what the network computes of int64 `[B, L]` and a bool mask `[B, L]`, as float32."""
+        """Return what the network computes of three int64 `[B, L]`, as float32; the mask is 1 for a token."""
         return self._compute(Batch(token_ids, type_ids, mask)).astype("float32")
 
 
-def save_graph(network: nn.Layer, compute: Callable[[Batch], Tensor], path: Path) -> None:
-    """Write a network as a graph of Paddle's operations, `path.json` and `path.pdiparams`."""
-    inputs = [InputSpec([None, None], kind, name) for name, kind in _INPUTS.items()]
+def save_graph(
+    network: nn.Layer, compute: Callable[[Batch], Tensor], path: Path, names: Sequence[str] = _NAMES
+) -> None:
+    """Write what a network computes as a graph of Paddle's operations, `path.json` and `path.pdiparams`.
+
+    The inputs, int64 `[rows, length]`, get the names that are given, in the order of `Batch`.
+    """
+    inputs = [InputSpec([None, None], "int64", name) for name in names]
     graph = Graph(network, compute)
     graph.eval()
     paddle.jit.save(paddle.jit.to_static(graph, input_spec=inputs, full_graph=True), str(path))
@@ -62,9 +67,9 @@ def in_bf16(network: nn.Layer, compute: Callable[[Batch], Tensor]) -> Iterator[C
         predictor = inference.create_predictor(config)
 
     def run(batch: Batch) -> np.ndarray:
-        mask = np.ones(batch.token_ids.shape, bool) if batch.mask is None else batch.mask.numpy()
-        arrays = {"token_ids": batch.token_ids.numpy(), "type_ids": batch.type_ids.numpy(), "mask": mask}
-        for name, values in arrays.items():
+        mask = np.ones(batch.token_ids.shape, np.int64) if batch.mask is None else batch.mask.numpy()
+        arrays = batch.token_ids.numpy(), batch.type_ids.numpy(), mask.astype(np.int64)
+        for name, values in zip(_NAMES, arrays, strict=True):
             predictor.get_input_handle(name).copy_from_cpu(values)
         predictor.run()
         return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()

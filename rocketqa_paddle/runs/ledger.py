@@ -40,13 +40,13 @@ class Ledger:
     """The records of a run folder, read once and kept in memory by every rank; rank 0 writes them.
 
     An artefact counts as kept if its record says that it was made of the same values and its files are there.
-    The record goes before the files and comes after them, so a crash cannot leave one that speaks of other
-    files.
+    While it is made, its record is empty: a crash leaves none that speaks of other files, and no file that
+    is not known.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._steps: dict[str, dict[str, Any]] = {}
+        self._steps: dict[str, dict[str, Any | None]] = {}
         self._there: dict[str, bool] = {}
         self._wanted: set[str] = set()
 
@@ -56,7 +56,7 @@ class Ledger:
         Raises:
             ValueError: the step's folder has files but no records, so it is not ours, or damaged records.
         """
-        return self._step(artefact.step).get(artefact.piece, {})
+        return self._step(artefact.step).get(artefact.piece) or {}
 
     def keeps(self, artefact: Stored) -> bool:
         """Whether the artefact lies in the folder, made of the same values."""
@@ -97,8 +97,8 @@ class Ledger:
             raise ValueError(f"{path} is a folder, but a file is to be written there: move it away")
 
     def forget(self, artefact: Stored) -> None:
-        """Drop the record of an artefact, then its files: it is about to be made."""
-        self._step(artefact.step).pop(artefact.piece, None)
+        """Empty the record of an artefact, then drop its files: it is about to be made."""
+        self._step(artefact.step)[artefact.piece] = None
         self._write(artefact.step)  # also the first time, so that the folder is known to be ours
         self._there[artefact.name] = False
         if distributed.is_main():
@@ -152,7 +152,7 @@ class Ledger:
             if not path.is_file() and (has_files or folder.is_file()):
                 raise ValueError(f"{folder} is not a step's (it has no {RECORD}): choose another --output")
             remedy = f"remove {folder}, and the step is done again"
-            self._steps[step] = read_typed(path, dict[str, Record], remedy) if path.is_file() else {}
+            self._steps[step] = read_typed(path, dict[str, Record | None], remedy) if path.is_file() else {}
         return self._steps[step]
 
     def _write(self, step: str) -> None:

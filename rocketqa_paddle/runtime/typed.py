@@ -59,7 +59,10 @@ def typed(value: Any, kind: Any, place: str) -> Any:
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        if not any(_is(value, choice) for choice in arguments):
+        shapes = [choice for choice in arguments if is_typeddict(choice)]
+        if shapes and isinstance(value, dict):
+            typed(value, shapes[0], place)
+        elif not any(_is(value, choice) for choice in arguments if choice not in shapes):
             raise _wrong(value, " or ".join(map(_name, arguments)), place)
     elif is_typeddict(kind):
         _demand(value, dict, place)
@@ -99,4 +102,4 @@ def _wrong(value: Any, expected: str, place: str) -> ValueError:
 
 
 def _name(kind: Any) -> str:
-    return _NAMES.get(kind) or str(kind)
+    return _NAMES[dict] if is_typeddict(kind) else _NAMES.get(kind) or str(kind)

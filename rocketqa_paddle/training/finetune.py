@@ -17,6 +17,7 @@ import paddle
 from paddle import Tensor
 
 from rocketqa_paddle import checkpoints, contrastive
+from rocketqa_paddle.checkpoints.formats import onnx
 from rocketqa_paddle.data.groups import (
     read_cross,
     read_dual,
@@ -96,6 +97,7 @@ def finetune(
         trainer.Stopped: the user has pressed Ctrl-C or sent SIGTERM; the state is saved.
     """
     output = Path(output)
+    onnx.refuse(start, "trained")
     _check_folders(output, Path(log_folder), start)
     with _ONE_AT_A_TIME, storage.locked(output):
         folders.tidy(output)

@@ -25,7 +25,7 @@ def told(settings, folder: Path, file: str, content: bytes | str) -> str:
     ("file", "content", "message"),
     [
         ("warm-up/step.json", "[]", ": expected a JSON object, found a list: remove "),
-        ("warm-up/step.json", '{"retriever": []}', ": retriever is [], expected an object: remove "),
+        ("warm-up/step.json", '{"retriever": []}', ": retriever is [], expected an object or null: remove "),
         (
             "warm-up/step.json",
             '{"retriever": {"processes": 1}}',

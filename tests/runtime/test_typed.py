@@ -34,6 +34,14 @@ def test_what_fits_is_returned_as_it_is():
     assert parse_typed('{"a": 1}', dict[str, float], "x") == {"a": 1}
 
 
+def test_an_object_or_nothing():
+    assert typed({"a": {"name": "x"}, "b": None}, dict[str, Named | None], "x")
+    with pytest.raises(ValueError, match="x: a: 'name' is missing"):
+        typed({"a": {}}, dict[str, Named | None], "x")
+    with pytest.raises(ValueError, match="x: a is 5, expected an object"):
+        typed({"a": 5}, dict[str, Named | None], "x")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -178,16 +178,24 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         ValueError: the vocabulary is a SentencePiece model, which these libraries do not read for BERT.
     """
+    write_settings(checkpoint, folder)
+    base = f"{_architecture(checkpoint)}." if checkpoint.kind == CROSS else ""
+    layers = checkpoint.network.config.num_layers
+    save_arrays(folder / WEIGHTS, HUGGINGFACE.to_foreign(with_pooler(checkpoint), layers, base), format="pt")
+
+
+def _architecture(checkpoint: Checkpoint) -> str:
+    return "ernie" if checkpoint.network.config.task_types else "bert"
+
+
+def write_settings(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write all that `write` writes but the weights."""
     network, cross = checkpoint.network, checkpoint.kind == CROSS
-    kind = "ernie" if network.config.task_types else "bert"
-    values = config_values(checkpoint, kind) | {"position_embedding_type": "absolute"}
+    values = config_values(checkpoint, _architecture(checkpoint)) | {"position_embedding_type": "absolute"}
     if cross:
         values["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    base = f"{kind}." if cross else ""
-    arrays = HUGGINGFACE.to_foreign(with_pooler(checkpoint), network.config.num_layers, base)
     longest = max(checkpoint.lengths.values())
     write_json(folder / CONFIG, values)
-    save_arrays(folder / WEIGHTS, arrays, format="pt")
     _write_tokenizer(checkpoint.tokenizer, longest, folder)
     if not cross:
         _write_modules(network, longest, folder)
