@@ -14,6 +14,8 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -223,12 +225,18 @@ def refuse(checkpoint: Checkpoint, what: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporting libraries tell of their steps."""
+    """Without what the exporting libraries tell of their steps, in Python and in C++."""
     logging.disable(logging.WARNING)
+    sys.stdout.flush()
+    kept = os.dup(1)
     try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        os.dup2(kept, 1)
+        os.close(kept)
         logging.disable(logging.NOTSET)
 
 

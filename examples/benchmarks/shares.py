@@ -1,0 +1,70 @@
+"""Tell where the time of this package's training steps goes.
+
+    python examples/benchmarks/shares.py train|lists|joint
+
+The job is the one that `duel.py` ran last, with the steps of another task if need be. Matrix products are
+Paddle's; `fused` are the loops between them, and the rest is everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sys
+import time
+from collections import Counter
+
+import ours
+from duel import PEER, ROOT, make_job
+from paddle import profiler
+
+from rocketqa_paddle.networks import fused
+
+_ROW = re.compile(r"^(Global_\w+|\w+ dygraph)\s+\d+\s+([\d.]+) /", re.MULTILINE)
+
+
+def main() -> None:
+    """Profile some rounds of steps and print the shares."""
+    task, work = sys.argv[1], PEER / "work"
+    texts = ROOT / "data" / "pydocs"
+    job = {
+        **make_job(task, 2, "torch", texts),
+        "models": json.loads((work / "job.json").read_text())["models"],
+    }
+    steps, spent = ours.training(job), Counter()
+    steps()
+    steps()  # compiled, and the memory is there
+    run = fused._run
+
+    def timed(loop: str, *values: object) -> None:
+        begun = time.perf_counter()
+        run(loop, *values)
+        spent[f"fused {loop}"] += time.perf_counter() - begun
+
+    fused._run = timed
+    begun = time.perf_counter()
+    steps()
+    whole = time.perf_counter() - begun
+    fused._run = run
+
+    watch, told = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU]), io.StringIO()
+    watch.start()
+    begun = time.perf_counter()
+    steps()
+    watched = time.perf_counter() - begun
+    watch.stop()
+    with contextlib.redirect_stdout(told):
+        watch.summary(sorted_by=profiler.SortedKeys.CPUTotal, time_unit="ms")
+    for name, milliseconds in _ROW.findall(told.getvalue()):
+        if name in ("matmul dygraph", "Global_MatmulGradNode", "adamw_ dygraph", "Global_ConcatGradNode"):
+            spent[name] += float(milliseconds) / 1e3 * whole / watched
+    count = job["steps_a_round"]
+    for name, seconds in spent.most_common():
+        print(f"{1e3 * seconds / count:8.1f} ms  {seconds / whole:6.1%}  {name}")
+    print(f"{1e3 * whole / count:8.1f} ms  100.0%  a step")
+
+
+if __name__ == "__main__":
+    main()
