@@ -16,7 +16,8 @@ The folder it writes:
     qrels.{train,dev,test}.tsv     query id, passage id
     natural.query.txt, qrels.natural.tsv     the hand-written questions
 
-All fields are tab-separated. Ids count from 0. The splits share no top-level module.
+All fields are tab-separated. Ids count from 0. The splits share no module. A module is one of the top level,
+or one inside of a package with so many queries that it would be most of a split.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from statistics import mean
 
 QUESTIONS = Path(__file__).with_name("pydocs_questions.tsv")
 SHARES = {"train": 0.75, "dev": 0.10, "test": 0.15}
+LARGEST_MODULE = 0.02  # of all queries; a larger package is divided
 QUERY_WORDS = range(3, 41)
 MIN_PASSAGE_WORDS = 8
 MAX_PASSAGE_WORDS = 200
@@ -264,6 +266,16 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def divide(items: Sequence[Item]) -> list[Item]:
+    """Take the modules inside of a large package for modules of their own."""
+    sizes = Counter(item.module for item in items if item.query)
+    large = {module for module, size in sizes.items() if size > LARGEST_MODULE * sizes.total()}
+    return [
+        replace(item, module=".".join(item.name.split(".")[:2])) if item.module in large else item
+        for item in items
+    ]
+
+
 def assign_splits(items: Iterable[Item]) -> dict[str, str]:
     """Each module's split: in the order of their hashes, each to the split furthest behind its share."""
     sizes = Counter(item.module for item in items if item.query)
@@ -388,7 +400,7 @@ def build(
     check(roots, max_passages)
     asked = read_questions(questions) if questions else []
     sources = read_sources(roots)
-    every = drop_repeats(make_item(name, docstring) for name, docstring in sources.docs)
+    every = divide(drop_repeats(make_item(name, docstring) for name, docstring in sources.docs))
     splits = assign_splits(every)
     items = sample(every, max_passages, sources.names_of_first_root)
     if not any(item.query for item in items):

@@ -226,6 +226,14 @@ def test_splits_share_no_module_and_keep_their_shares(script, tmp_path):
         assert abs(summary.pairs[split] - share * total) <= 3
 
 
+def test_a_large_package_is_divided_by_its_modules(script, tmp_path):
+    inside = {f"big/{name.replace('/', '_')}": text for name, text in many_modules(20).items()}
+    script.build([write_tree(tmp_path / "src", inside)], tmp_path / "out")
+    modules = [{".".join(name.split(".")[:2]) for name in pairs(tmp_path / "out", s)} for s in SPLITS]
+    assert all(modules)
+    assert sum(map(len, modules)) == len(set.union(*modules)) == 20
+
+
 def test_twins_belong_to_one_split(script):
     assert script.family("posixpath.split") == script.family("ntpath.split") == script.family("os.walk")
     assert script.family("_pydecimal.Decimal.sqrt") == script.family("decimal.Decimal") == "decimal"
