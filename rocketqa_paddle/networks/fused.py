@@ -38,7 +38,8 @@ def computes(weight: Tensor) -> bool:
     """
     if not (_COMPILER and paddle.in_dynamic_mode()):
         return False
-    return weight.dtype == paddle.float32 and weight.place.is_cpu_place()
+    on_cpu = weight.place.is_cpu_place() and paddle.get_device() == "cpu"
+    return on_cpu and weight.dtype == paddle.float32
 
 
 @cache
@@ -64,6 +65,14 @@ def _array(x: Tensor) -> np.ndarray:
         raise ValueError(f"a tensor of the shape {x.shape} is not contiguous")
     memory = (ctypes.c_float * x.size).from_address(x.data_ptr())
     return np.ctypeslib.as_array(memory).reshape(x.shape)
+
+
+def _empty(shape: list[int]) -> Tensor:
+    return paddle.empty(shape, dtype="float32")
+
+
+def _zeros(shape: list[int]) -> Tensor:
+    return paddle.zeros(shape, dtype="float32")
 
 
 class Tokens:
@@ -120,16 +129,16 @@ class _Embed(PyLayer):
     @staticmethod
     def forward(ctx: Any, rows: list[np.ndarray], *tables: Tensor) -> Tensor:
         _note(ctx, *tables)
-        out = paddle.zeros([len(rows[0]), tables[0].shape[1]])
+        out = _zeros([len(rows[0]), tables[0].shape[1]])
         for table, places in zip(tables, rows, strict=True):
             _run("add_rows", table, places, out)
         ctx.rows, ctx.shapes = rows, [table.shape for table in tables]
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradient.contiguous()
-        tables = [paddle.zeros(shape) for shape in ctx.shapes]
+        tables = [_zeros(shape) for shape in ctx.shapes]
         for table, places in zip(tables, ctx.rows, strict=True):
             _run("add_rows_back", gradient, places, table)
         return _wanted(ctx, *tables)
@@ -146,19 +155,19 @@ class _AddNorm(PyLayer):
         ctx: Any, x: Tensor, y: Tensor, bias: Tensor, weight: Tensor, shift: Tensor, eps: float, rate: float
     ) -> Tensor:
         _note(ctx, x, y, bias, weight, shift)
-        out, deviations = paddle.empty_like(x), paddle.empty([x.shape[0]])
+        out, deviations = paddle.empty_like(x), _empty([x.shape[0]])
         ctx.dropout = Dropout(rate)
         _run("add_norm", x, y, bias, weight, shift, np.float32(eps), *ctx.dropout.random, deviations, out)
         ctx.save_for_backward(y, deviations, weight)
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradient.contiguous()
         normal, deviations, weight = ctx.saved_tensor()
         dx = paddle.empty_like(gradient)
         dy = paddle.empty_like(gradient) if ctx.dropout.least else dx
-        sums = paddle.zeros([_BLOCKS, 3, gradient.shape[1]])
+        sums = _zeros([_BLOCKS, 3, gradient.shape[1]])
         _run("add_norm_back", gradient, normal, deviations, weight, *ctx.dropout.random, dx, dy, sums)
         d_weight, d_shift, d_bias = sums.sum(axis=0).unbind()
         return _wanted(ctx, dx, dy, d_bias, d_weight, d_shift)
@@ -179,10 +188,10 @@ class _Gelu(PyLayer):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradient.contiguous()
         (y,) = ctx.saved_tensor()
-        dy, sums = paddle.empty_like(y), paddle.zeros([_BLOCKS, y.shape[1]])
+        dy, sums = paddle.empty_like(y), _zeros([_BLOCKS, y.shape[1]])
         _run("gelu_back", gradient, y, dy, sums)
         return _wanted(ctx, dy, sums.sum(axis=0))
 
@@ -193,7 +202,7 @@ def gelu(y: Tensor, bias: Tensor) -> Tensor:
 
 
 def _row_sum(x: Tensor) -> Tensor:
-    sums = paddle.zeros([_BLOCKS, x.shape[1]])
+    sums = _zeros([_BLOCKS, x.shape[1]])
     _run("sum_rows", x, sums)
     return sums.sum(axis=0)
 
@@ -212,35 +221,29 @@ class _Attend(PyLayer):
         _note(ctx, qkv, bias)
         size = qkv.shape[1] // 3 // heads
         ctx.tokens, ctx.dropout, ctx.factor = tokens, Dropout(rate), np.float32(size**-0.5)
-        out, kept = paddle.empty([qkv.shape[0], heads * size]), []
+        out, kept = _empty([qkv.shape[0], heads * size]), []
         for starts, lengths in tokens.groups:
-            split = paddle.empty([3, len(starts), heads, int(lengths[0]), size])
+            split = _empty([3, len(starts), heads, int(lengths[0]), size])
             _run("split_heads", qkv, bias, starts, lengths, split)
             q, k, v = split.unbind()
             weights = paddle.matmul(q, k, transpose_y=True)  # [b, A, L, L]
             _run("softmax", weights, ctx.factor, lengths)
-            _run(
-                "join_heads",
-                paddle.matmul(_dropped(weights, starts, ctx.dropout), v),
-                0,
-                starts,
-                lengths,
-                out,
-            )
+            attended = paddle.matmul(_dropped(weights, starts, ctx.dropout), v)  # [b, A, L, D]
+            _run("join_heads", attended, 0, starts, lengths, out)
             kept += [split, weights]
         ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradient.contiguous()
         saved, random = iter(ctx.saved_tensor()), ctx.dropout.random
         count, size = gradient.shape
-        out, zeros = paddle.empty([count, 3 * size]), paddle.zeros([size])
+        out, zeros = _empty([count, 3 * size]), _zeros([size])
         for starts, lengths in ctx.tokens.groups:
             split, weights = next(saved), next(saved)
             q, k, v = split.unbind()
-            g = paddle.empty([1, *q.shape])
+            g = _empty([1, *q.shape])
             _run("split_heads", gradient, zeros, starts, lengths, g)
             dropped = _dropped(weights, starts, ctx.dropout)
             dv = paddle.matmul(dropped, g[0], transpose_x=True)
@@ -265,7 +268,7 @@ class _AttendFirst(PyLayer):
         _note(ctx, query, kv, bias)
         scale = np.float32((query.shape[1] // heads) ** -0.5)
         ctx.places = (scale, tokens.starts, tokens.lengths, *Dropout(rate).random)
-        weights, out = paddle.empty([heads, kv.shape[0]]), paddle.empty_like(query)
+        weights, out = _empty([heads, kv.shape[0]]), paddle.empty_like(query)
         _run("attend_first", query, kv, bias, *ctx.places, weights, out)
         ctx.save_for_backward(query, kv, bias, weights)
         return out
@@ -288,14 +291,14 @@ class _Unpack(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tokens: Tokens) -> Tensor:
         ctx.tokens = tokens
-        out = paddle.zeros([*tokens.shape, x.shape[1]])
+        out = _zeros([*tokens.shape, x.shape[1]])
         _run("put_rows", x, tokens.places, out.reshape([-1, x.shape[1]]))
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
-        out = paddle.empty([len(ctx.tokens.places), gradient.shape[-1]])
+        out = _empty([len(ctx.tokens.places), gradient.shape[-1]])
         _run("take_rows", gradient.reshape([-1, gradient.shape[-1]]), ctx.tokens.places, out)
         return out
 
