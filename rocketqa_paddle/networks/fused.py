@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -43,9 +44,21 @@ def computes(weight: Tensor) -> bool:
 
 
 @cache
+def _scratch() -> TemporaryDirectory:
+    """A folder of this process, removed at its end."""
+    return TemporaryDirectory(prefix="rocketqa-")
+
+
+@cache
 def _kernels() -> ModuleType:
     """The compiled loops; tell of it if they have to be compiled first."""
-    from rocketqa_paddle.networks import kernels
+    try:
+        from rocketqa_paddle.networks import kernels
+    except RuntimeError:  # Numba found no folder in which it may keep what it compiles
+        import numba
+
+        numba.config.CACHE_DIR = _scratch().name
+        from rocketqa_paddle.networks import kernels
 
     if not any(Path(kernels.add_norm.stats.cache_path).glob("kernels.add_norm-*.nbi")):
         told = "compiling loops for this processor, which takes less than a minute and is done once"

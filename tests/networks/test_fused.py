@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numba
@@ -172,3 +175,17 @@ def test_another_precision_takes_the_plain_encoder(make):
     network = make().to(dtype="float64")
     assert not fused.computes(network.word_embedding.weight)
     assert network(*batch_of(5, 9)).dtype == paddle.float64
+
+
+def test_nowhere_to_keep_what_is_compiled(tmp_path):
+    """As for a package of root's and a user without a home: the process compiles for itself alone."""
+    code = (
+        "import paddle; from rocketqa_paddle.networks import fused;"
+        "print(float(fused.gelu(paddle.ones([3, 2]), paddle.ones([2])).sum()))"
+    )
+    locators = "numba.core.caching.UserProvidedCacheLocator"  # the only one, and no folder is provided
+    environment = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": locators, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert float(done.stdout) == pytest.approx(6 * 1.9545, abs=1e-3), done.stderr
+    assert "compiling loops for this processor" in done.stderr
+    assert not list(tmp_path.iterdir())
