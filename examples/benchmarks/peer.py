@@ -57,6 +57,8 @@ def training(job: dict[str, Any]) -> Callable[[], Answer]:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            if hasattr(module, "dropout_prob"):  # of attention
+                module.dropout_prob = 0.0
     parameters = [parameter for model in models for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=job["learning_rate"], weight_decay=0.01)
     place = 0
