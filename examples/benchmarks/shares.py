@@ -2,22 +2,21 @@
 
     python examples/benchmarks/shares.py train|lists|joint
 
-The job is the one that `duel.py` ran last, with the steps of another task if need be. Matrix products are
-Paddle's; `fused` are the loops between them, and the rest is everything else.
+The steps are those of `duel.py`. Matrix products are Paddle's; `fused` are the loops between them.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
-import json
 import re
-import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import ours
-from duel import PEER, ROOT, make_job
+from duel import MODEL, PEER, ROOT, make_job
 from paddle import profiler
 
 from rocketqa_paddle.networks import fused
@@ -27,12 +26,12 @@ _ROW = re.compile(r"^(Global_\w+|\w+ dygraph)\s+\d+\s+([\d.]+) /", re.MULTILINE)
 
 def main() -> None:
     """Profile some rounds of steps and print the shares."""
-    task, work = sys.argv[1], PEER / "work"
-    texts = ROOT / "data" / "pydocs"
-    job = {
-        **make_job(task, 2, "torch", texts),
-        "models": json.loads((work / "job.json").read_text())["models"],
-    }
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("task", choices=("train", "lists", "joint"))
+    job = make_job(parser.parse_args().task, 2, "torch", ROOT / "data" / "pydocs")
+    job["models"] = str(PEER / "work")
+    Path(job["models"]).mkdir(parents=True, exist_ok=True)
+    ours.write_models(MODEL, Path(job["models"]))
     steps, spent = ours.training(job), Counter()
     steps()
     steps()  # compiled, and the memory is there
