@@ -17,6 +17,7 @@ import_paddle()
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
+import rounds  # noqa: E402
 
 import rocketqa_paddle  # noqa: E402
 from rocketqa_paddle import contrastive, losses  # noqa: E402
@@ -168,12 +169,7 @@ def main() -> None:
     tasks = {"encode": encode, "rerank": rerank, "latency": latency}
     run = tasks.get(job["task"], training)(job)
     versions = f"rocketqa_paddle {rocketqa_paddle.__version__}, paddle {paddle.__version__}"
-    print(json.dumps({"versions": versions}), flush=True)
-    for _ in sys.stdin:
-        begun = time.perf_counter()
-        answer = run()
-        seconds = time.perf_counter() - begun
-        print(json.dumps({"seconds": seconds, **answer}), flush=True)
+    rounds.answer(versions, run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import rounds
 import sentence_transformers
 import torch
 import torch.nn.functional as F
@@ -157,12 +158,7 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     run = {"encode": encode, "rerank": rerank, "latency": latency}.get(job["task"], training)(job)
     names = f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}"
-    print(json.dumps({"versions": names}), flush=True)
-    for _ in sys.stdin:
-        begun = time.perf_counter()
-        answer = run()
-        seconds = time.perf_counter() - begun
-        print(json.dumps({"seconds": seconds, **answer}), flush=True)
+    rounds.answer(names, run)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,11 @@ class Batch(NamedTuple):
     type_ids: Tensor  # the sentence types (0 or 1), int64 `[rows, length]`
     mask: Tensor | None  # bool `[rows, length]`, true for a token; None if no row is padded
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The three as int64 arrays `[rows, length]`, for other engines; the mask is 1 for a token."""
+        mask = np.ones(self.token_ids.shape) if self.mask is None else self.mask.numpy()
+        return self.token_ids.numpy(), self.type_ids.numpy(), mask.astype(np.int64)
+
 
 def collate(sequences: Sequence[Packed], pad_id: int) -> Batch:
     """Pad all sequences to the length of the longest one."""

@@ -175,13 +175,13 @@ class Attention(nn.Layer):
         dropout = self.dropout if self.training else 0.0
         return self.output(attend(q, k, v, mask, dropout).flatten(2))  # [B, W, H]
 
-    def packed(self, x: Tensor, tokens: Tokens, first_only: bool) -> Tensor:
+    def packed(self, x: Tensor, tokens: Tokens, first: Tensor | None) -> Tensor:
         """What the tokens `[T, H]` attend to, before the output's product; or the first tokens, `[B, H]`."""
         rate = self.dropout if self.training else 0.0
-        if first_only:
+        if first is not None:
             weight, bias = _joined(self.key, self.value)
-            query = self.query(paddle.gather(x, paddle.to_tensor(tokens.starts)))
-            return fused.attend_first(query, paddle.matmul(x, weight), bias, tokens, self.num_heads, rate)
+            given = self.query(first), paddle.matmul(x, weight), bias
+            return fused.attend_first(*given, tokens, self.num_heads, rate)
         weight, bias = _joined(self.query, self.key, self.value)
         return fused.attend(paddle.matmul(x, weight), bias, tokens, self.num_heads, rate)
 
@@ -236,10 +236,9 @@ class Block(nn.Layer):
     def packed(self, x: Tensor, tokens: Tokens, first_only: bool) -> Tensor:
         """Return the next states `[T, H]` of tokens `[T, H]`, or those of first tokens, `[B, H]`."""
         output, rate = self.attention.output, self.attention.dropout if self.training else 0.0
-        attended = paddle.matmul(self.attention.packed(x, tokens, first_only), output.weight)
-        if first_only:
-            x = paddle.gather(x, paddle.to_tensor(tokens.starts))
-        x = fused.add_norm(x, attended, output.bias, self.attention_norm, rate)
+        first = paddle.gather(x, paddle.to_tensor(tokens.starts)) if first_only else None
+        attended = paddle.matmul(self.attention.packed(x, tokens, first), output.weight)
+        x = fused.add_norm(x if first is None else first, attended, output.bias, self.attention_norm, rate)
         if self.activation is F.gelu:
             inner = fused.gelu(paddle.matmul(x, self.ffn_in.weight), self.ffn_in.bias)
         else:

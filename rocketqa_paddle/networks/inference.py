@@ -67,9 +67,7 @@ def in_bf16(network: nn.Layer, compute: Callable[[Batch], Tensor]) -> Iterator[C
         predictor = inference.create_predictor(config)
 
     def run(batch: Batch) -> np.ndarray:
-        mask = np.ones(batch.token_ids.shape, np.int64) if batch.mask is None else batch.mask.numpy()
-        arrays = batch.token_ids.numpy(), batch.type_ids.numpy(), mask.astype(np.int64)
-        for name, values in zip(_NAMES, arrays, strict=True):
+        for name, values in zip(_NAMES, batch.arrays(), strict=True):
             predictor.get_input_handle(name).copy_from_cpu(values)
         predictor.run()
         return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()

@@ -176,9 +176,8 @@ class Session:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Compute a batch."""
-        mask = np.ones(batch.token_ids.shape, np.int64) if batch.mask is None else batch.mask.numpy()
-        arrays = batch.token_ids.numpy(), batch.type_ids.numpy(), mask.astype(np.int64)
-        return paddle.to_tensor(self._session.run(None, dict(zip(INPUTS, arrays, strict=True)))[0])
+        given = dict(zip(INPUTS, batch.arrays(), strict=True))
+        return paddle.to_tensor(self._session.run(None, given)[0])
 
 
 class ExportedDual(DualEncoder):
