@@ -53,7 +53,12 @@ def in_bf16(network: nn.Layer, compute: Callable[[Batch], Tensor]) -> Iterator[C
 
     Yields:
         A function of batches, which gives float32 arrays.
+
+    Raises:
+        ValueError: the network has no parameters, because it is a graph of another engine.
     """
+    if not network.parameters():
+        raise ValueError("an exported model computes as it was exported: leave out precision=bf16")
     with TemporaryDirectory(prefix="rocketqa-") as folder:
         path = Path(folder) / "graph"
         save_graph(network, compute, path)

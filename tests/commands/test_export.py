@@ -14,6 +14,7 @@ from rocketqa_paddle import load_model
 from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.checkpoints.formats import onnx
 from rocketqa_paddle.networks import forward
+from rocketqa_paddle.runtime import device
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("paddle2onnx")
@@ -106,6 +107,14 @@ def test_an_exported_model_is_neither_trained_nor_converted(exported, fails, tmp
         load_model(exported / "retriever").train(tmp_path / "train.tsv", 1, tmp_path / "out")
     with pytest.raises(ValueError, match="an exported model cannot be trained"):
         convert.read_encoder(exported / "reranker")
+
+
+@pytest.mark.skipif(not device.has_bf16(), reason="this processor has no instructions for bf16")
+def test_bf16_is_refused_for_an_exported_model(exported, monkeypatch):
+    monkeypatch.setattr(forward, "_WORTH_COMPILING", 1)
+    model = load_model(exported / "retriever")
+    with device.arithmetic("bf16"), pytest.raises(ValueError, match="leave out precision=bf16"):
+        model.encode_query(["red dog"])
 
 
 @pytest.mark.parametrize(
