@@ -444,7 +444,21 @@ def add_squares(x: Array, sums: Array) -> None:
 
 
 @njit(**_LOOPS)
-def scale(x: Array, factor: float) -> None:
-    """Multiply numbers `[N]` by a factor, in place."""
+def adamw(
+    x: Array,
+    gradient: Array,
+    first: Array,
+    second: Array,
+    factor: float,
+    beta1: float,
+    beta2: float,
+    decay: float,
+    step: float,
+    epsilon: float,
+) -> None:
+    """Move numbers `[N]` and their moments by AdamW, in place; `factor` multiplies the gradient."""
     for n in prange(len(x)):
-        x[n] *= factor
+        g = gradient[n] * factor
+        first[n] = beta1 * first[n] + (_ONE - beta1) * g
+        second[n] = beta2 * second[n] + (_ONE - beta2) * g * g
+        x[n] = x[n] * decay - step * first[n] / (math.sqrt(second[n]) + epsilon)

@@ -1,23 +1,20 @@
 """The optimizer, AdamW or LAMB: its schedule, gradient clipping, the loss scale of fp16 and its state."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from paddle.utils import unique_name
 
 from rocketqa_paddle.networks import fused
-from rocketqa_paddle.networks.ernie import NAMING
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import read_arrays
 from rocketqa_paddle.settings import OptimizerSettings, TrainingSettings
+from rocketqa_paddle.training.rules import MOMENTS, AdamW, PaddleRule, Rule
 
-_MOMENTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")
-"""Paddle's names for the state of Adam and LAMB."""
 _SCALE = ("loss_scale.value", "loss_scale.steps")
 
 
@@ -64,7 +61,7 @@ class Optimizer:
             for name, parameter in layer.named_parameters()
         }
         self.settings, self.scale = settings, scale
-        self._paddle = _make(networks, settings, rates)
+        self._rule = _make(networks, settings, rates)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Multiply a loss by the loss scale, before its backward pass."""
@@ -77,35 +74,30 @@ class Optimizer:
         FloatingPointError is raised unless there is a loss scale left to lower.
         """
         distributed.average_gradients(self.parameters.values())
-        norm = self._clip()
+        unscaled = 1 / self.scale.value if self.scale else 1.0
+        norm, most = unscaled * self._norm(), self.settings.max_grad_norm
         if math.isfinite(norm):
-            self._paddle.set_lr(learning_rate)
-            with NAMING, unique_name.guard():  # Paddle numbers Adam's state from 0, whatever ran before
-                self._paddle.step()
+            self._rule.step(learning_rate, unscaled * (most / (norm + 1e-6) if most < norm else 1.0))
         if self.scale and (math.isfinite(norm) or self.scale.value > 1):
             self.scale.update(finite=math.isfinite(norm))
         elif not math.isfinite(norm):
             raise FloatingPointError(f"the gradient is {norm}")
-        self._paddle.clear_grad(set_to_zero=False)
+        self._rule.clear()
         return norm
 
-    def _clip(self) -> float:
-        """Scale the gradients to the norm that they may have at most; return what they had."""
+    def _norm(self) -> float:
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        measure, scale = (fused.norm, fused.scale) if fused.computes(gradients[0]) else (_norm, _scale)
-        if self.scale:
-            scale(gradients, 1 / self.scale.value)
-        norm, most = measure(gradients), self.settings.max_grad_norm
-        if most < norm < math.inf:
-            scale(gradients, most / (norm + 1e-6))
-        return norm
+        if fused.computes(gradients[0]):
+            return fused.norm(gradients)
+        with paddle.no_grad():
+            return float(paddle.stack([gradient.norm() for gradient in gradients]).norm())
 
     # State --------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the moments, named after the parameters, and the loss scale."""
-        state = self._paddle.state_dict()
-        arrays = {name: state[paddles].numpy() for name, paddles in self._moments().items() if state}
+        state = self._rule.state()
+        arrays = {name: state[paddles] for name, paddles in self._moments().items() if state}
         if self.scale:
             values = (self.scale.value, self.scale.steps)
             arrays |= {name: np.float32(value).reshape(1) for name, value in zip(_SCALE, values, strict=True)}
@@ -119,8 +111,7 @@ class Optimizer:
         if missing := {*moments, *(_SCALE if self.scale else ())} - arrays.keys():
             raise ValueError(f"{path}: not the state of this optimizer, {min(missing)} is missing")
         if moments:
-            state = {paddles: paddle.to_tensor(arrays[name]) for name, paddles in moments.items()}
-            self._paddle.set_state_dict(state)
+            self._rule.load({paddles: arrays[name] for name, paddles in moments.items()})
         if self.scale:
             value, steps = (arrays[name].item() for name in _SCALE)
             self.scale.value, self.scale.steps = value, int(steps)
@@ -130,19 +121,8 @@ class Optimizer:
         return {
             f"{name}.{moment}": f"{parameter.name}_{moment}"
             for name, parameter in self.parameters.items()
-            for moment in _MOMENTS
+            for moment in MOMENTS
         }
-
-
-def _norm(gradients: Sequence[Tensor]) -> float:
-    with paddle.no_grad():
-        return float(paddle.stack([gradient.norm() for gradient in gradients]).norm())
-
-
-def _scale(gradients: Sequence[Tensor], factor: float) -> None:
-    with paddle.no_grad():
-        for gradient in gradients:
-            gradient.scale_(factor)
 
 
 def total_steps(settings: TrainingSettings, examples: int) -> int:
@@ -161,25 +141,20 @@ def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> f
     return settings.learning_rate * (total_steps - step) / max(1, total_steps - warm_up)
 
 
-def _make(
-    networks: Mapping[str, nn.Layer], settings: OptimizerSettings, rates: Mapping[str, float]
-) -> paddle.optimizer.Optimizer:
-    """Make Paddle's optimizer, without weight decay on biases and layer norms."""
-    decayed = {
-        layer.weight.name
-        for network in networks.values()
-        for layer in network.sublayers(include_self=True)
-        if isinstance(layer, nn.Linear | nn.Embedding)
-    }
+def _make(networks: Mapping[str, nn.Layer], settings: OptimizerSettings, rates: Mapping[str, float]) -> Rule:
+    """Make the rule of the steps, without weight decay on biases and layer norms."""
+    layers = [layer for network in networks.values() for layer in network.sublayers(include_self=True)]
+    decayed = {layer.weight.name for layer in layers if isinstance(layer, nn.Linear | nn.Embedding)}
     groups = [
         {"params": network.parameters(), "learning_rate": rates.get(name, 1.0)}
         for name, network in networks.items()
     ]
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.algorithm == "lamb":
-        return paddle.optimizer.Lamb(
-            rate, decay, parameters=groups, exclude_from_weight_decay_fn=lambda p: p.name not in decayed
-        )
-    return paddle.optimizer.AdamW(
-        rate, parameters=groups, weight_decay=decay, apply_decay_param_fun=decayed.__contains__
-    )
+        stays = {"exclude_from_weight_decay_fn": lambda parameter: parameter.name not in decayed}
+        return PaddleRule(paddle.optimizer.Lamb(rate, decay, parameters=groups, **stays), groups)
+    if all(fused.computes(parameter) for group in groups for parameter in group["params"]):
+        embeddings = {layer.weight.name for layer in layers if isinstance(layer, nn.Embedding)}
+        return AdamW(groups, decay, decayed, embeddings)
+    decays = {"weight_decay": decay, "apply_decay_param_fun": decayed.__contains__}
+    return PaddleRule(paddle.optimizer.AdamW(rate, parameters=groups, **decays), groups)

@@ -85,6 +85,26 @@ def test_it_equals_the_plain_encoder(make, monkeypatch, sizes, lengths, first_on
     check_equal(pass_through(network, batch, first_only), quick)
 
 
+@pytest.mark.parametrize("frozen", [(), ("word_embedding",), ("word_embedding", "position_embedding")])
+def test_gradients_of_several_passes_add_up(make, monkeypatch, frozen):
+    def summed(network: Ernie) -> dict[str, np.ndarray]:
+        for name, parameter in network.named_parameters():
+            parameter.stop_gradient = name.startswith(frozen)
+        for lengths in ([5, 2], [9]):
+            network(*batch_of(*lengths), first_only=True).square().sum().backward()
+        gradients = {name: p.grad for name, p in network.named_parameters()}
+        return {name: g.numpy() for name, g in gradients.items() if g is not None}
+
+    network = make()
+    got = summed(network)
+    network.clear_gradients(set_to_zero=False)
+    monkeypatch.setattr(fused, "_COMPILER", False)
+    expected = summed(network)
+    assert got.keys() == expected.keys()
+    assert not any(name.startswith(frozen) for name in got)
+    check_equal((np.zeros(1), got), (np.zeros(1), expected))
+
+
 def test_the_first_tokens_alone_are_those_of_all(make):
     network, batch = make(), batch_of(9, 4, 6)
     first = network(*batch, first_only=True)

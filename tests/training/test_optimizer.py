@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from nets import arrays, assert_same, make_nets, make_trainer, squared
 from safetensors.numpy import save_file
 
+from rocketqa_paddle.networks import fused
 from rocketqa_paddle.settings import OptimizerSettings, TrainingSettings
 from rocketqa_paddle.training.optimizer import LossScale, Optimizer, learning_rate, total_steps
 
 ALGORITHMS = ["adamw", "lamb"]
+
+
+@pytest.fixture(params=["loops", "Paddle's"])
+def both_rules(request, monkeypatch) -> None:
+    """Run a test with AdamW as a loop, and with Paddle's."""
+    if request.param == "Paddle's":
+        monkeypatch.setattr(fused, "_COMPILER", False)
+
 
 # The rate -----------------------------------------------------------------------------------------
 
@@ -91,14 +100,14 @@ def lamb(values, gradients, steps, decayed, decay=0.01, beta1=0.9, beta2=0.999, 
 
 def gradients_before_each_step(trainer) -> list:
     """Pairs of the rate and the clipped gradients, filled while the trainer takes its steps."""
-    seen, set_lr = [], trainer.optimizer._paddle.set_lr
+    seen, step = [], trainer.optimizer._rule.step
 
-    def record(rate):  # the last call before Paddle's step
+    def record(rate, factor):
         parameters = trainer.optimizer.parameters
-        seen.append((rate, {name: p.grad.numpy().copy() for name, p in parameters.items()}))
-        set_lr(rate)
+        seen.append((rate, {name: factor * p.grad.numpy() for name, p in parameters.items()}))
+        step(rate, factor)
 
-    trainer.optimizer._paddle.set_lr = record
+    trainer.optimizer._rule.step = record
     return seen
 
 
@@ -106,7 +115,7 @@ def norm_of(gradients) -> float:
     return math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
 
 
-def test_steps_equal_a_numpy_adamw(tmp_path):
+def test_steps_equal_a_numpy_adamw(tmp_path, both_rules):
     """Rates of the schedule and of each network, clipping, and decay of weights alone."""
     nets = make_nets()
     trainer = make_trainer(
@@ -171,7 +180,7 @@ def test_steps_equal_a_numpy_lamb(decay):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_only_weights_decay(algorithm):
+def test_only_weights_decay(algorithm, both_rules):
     """With a gradient of zero, decay alone moves a tensor: neither biases nor layer norms."""
     nets = make_nets(names=("one",))
     for parameter in nets["one"].parameters():
@@ -207,7 +216,7 @@ def test_the_rate_of_an_earlier_optimizer_does_not_stay(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_state_goes_on_with_other_parameters_of_the_same_names(tmp_path, algorithm):
+def test_a_state_goes_on_with_other_parameters_of_the_same_names(tmp_path, algorithm, both_rules):
     settings = OptimizerSettings(algorithm=algorithm)
     whole, first = make_nets(), make_nets()
     steps = [gradients_of(seed, whole) for seed in range(4)]
