@@ -180,3 +180,5 @@ class Collection:
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Sentences for the user about what was left out, or kept although it is empty."""
+    fingerprint: str = field(default="", compare=False)
+    """Names the passages, if they are in a store."""

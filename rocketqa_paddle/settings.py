@@ -6,7 +6,7 @@ system alone reads is in that system's folder.
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -105,6 +105,9 @@ class DataSettings(Settings):
 
     folder: str
     """A RocketQA/MS MARCO folder (para.txt, SPLIT.query.txt, qrels.SPLIT.tsv) or a BEIR folder."""
+    store: str | None = without_effect(None)
+    """Where the corpus is kept as this project reads it: `corpus` in the run folder when empty. Runs on the
+    same files may share one."""
     train: str = "train"
     """Split with the training queries."""
     dev: str = "dev"
@@ -129,6 +132,48 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, **{name: value for name, value in vars(self).items() if name.startswith("max_")})
+
+
+@dataclass(frozen=True)
+class IndexSettings(Settings):
+    """How vectors are searched."""
+
+    factory: str = "Flat"
+    """`Flat` compares a query with every vector. Any other is an index of faiss by its factory string, such
+    as `HNSW32`, `IVF4096,PQ48` or `SQfp16`: it finds candidates, whose scores the vectors then give."""
+    parameters: str = ""
+    """Parameters of the search in such an index, such as `nprobe=32` (IVF) or `efSearch=64` (HNSW)."""
+    candidates: int | None = None
+    """Candidates that such an index finds for a query, at least; a few more than are asked for when empty."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, candidates=self.candidates)
+        if self.is_exact and (self.parameters or self.candidates):
+            raise ValueError("parameters and candidates are for an approximate index: choose a factory")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every vector is compared."""
+        return self.factory == "Flat"
+
+    def described(self) -> dict[str, Any]:
+        """The settings as an index folder notes them."""
+        return asdict(self)
+
+    @classmethod
+    def from_described(cls, values: Any, folder: Path) -> "IndexSettings":
+        """Read what `described` gave; None stands for an exact search.
+
+        Raises:
+            ValueError: the values are no such settings.
+        """
+        if values is None:
+            return cls()
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder}: meta.json has no settings of an index ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from scipy import stats
 
 from rocketqa_paddle import checkpoints
 from rocketqa_paddle.commands import train as command
+from rocketqa_paddle.data.candidates import Candidates
 from rocketqa_paddle.data.runs import read_run
+from rocketqa_paddle.data.store import FILES, Ids, PassageTexts
 from rocketqa_paddle.evaluation import metrics, plots
 from rocketqa_paddle.networks import forward, parameters
 from rocketqa_paddle.records import Run as Hits
@@ -30,7 +32,6 @@ from rocketqa_paddle.runs.plan import Plan
 from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.runs.selection import Selection
 from rocketqa_paddle.search.index import VectorIndex
-from rocketqa_paddle.search.texts import PassageTexts
 from rocketqa_paddle.settings import (
     ContrastiveSettings,
     DataSettings,
@@ -241,7 +242,7 @@ def spied() -> Iterator[dict[str, Trainer]]:
 
 
 TRAINING = [(Trainer, "fit")]
-NETWORKS = [*TRAINING, (forward, "encode_passages"), (forward, "_infer")]
+NETWORKS = [*TRAINING, (forward, "_infer_parts")]
 """Places through which every training, and every use of a network, goes."""
 
 
@@ -339,7 +340,10 @@ def check_change(
 
 
 def read(settings: RunSettings, name: str) -> Hits:
-    return read_run(Path(settings.output) / name)
+    path = Path(settings.output) / name
+    if path.suffix == ".tsv" and path.is_file():
+        return read_run(path)
+    return dict(Candidates.load(path.with_suffix(".npy"), Ids(Path(settings.output) / "corpus")))
 
 
 def text(settings: RunSettings, name: str) -> str:
@@ -372,8 +376,9 @@ def outcome(settings: RunSettings) -> dict[str, Any]:
     """Return what must not depend on how often a run was stopped: all files, and the content of most."""
     folder = Path(settings.output)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    files = [*folder.glob("*/*.tsv"), *folder.glob("*.md"), *folder.glob("best/*/*.jsonl")]
-    texts = {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in files}
+    patterns = ("*/*.npy", "*/*.tsv", "*.md", "best/*/*.jsonl")
+    files = [path for pattern in patterns for path in folder.glob(pattern)]
+    texts = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     records = {
         str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.glob("*/*.json")
     }
@@ -428,15 +433,18 @@ def check_files(settings: RunSettings, trained: dict[str, list[str]], runs: set[
     folder = Path(settings.output)
     expected = {"best/steps.json", "best/engine.json", "config.yaml", "metrics.jsonl"}
     expected |= {"report.md", "steps.md", "curves.png"}
-    expected |= {f"{step}/step.json" for step in trained} | {f"{run}.tsv" for run in runs}
+    expected |= {f"{step}/step.json" for step in trained} | {
+        f"{run}{ending}" for run in runs for ending in (".npy", ".queries.txt")
+    }
+    expected |= {f"{run}.tsv" for run in runs if run.endswith((".dev", ".test"))}
+    expected |= {f"corpus/{file}" for file in ("corpus.json", *FILES)}
     expected |= {
         f"{step}/{kind}/{part}"
         for step, kinds in {**trained, "best": list(best_record(settings))}.items()
         for kind in kinds
         for part in ("config.json", "model.safetensors", "vocab.txt", "README.md")
     }
-    parts = ("index.faiss", "ids.txt", "meta.json", "passages.jsonl", "passages.offsets.npy")
-    expected |= {f"best/index/{part}" for part in parts}
+    expected |= {f"best/index/{part}" for part in ("vectors.npy", "meta.json", *FILES)}
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert expected - found == set()
     assert {name for name in found - expected if not re.fullmatch(rf"vocabulary/.*|{ignored}", name)} == set()
@@ -453,7 +461,7 @@ def check_best(settings: RunSettings) -> None:
     index = VectorIndex.load(best / "index", retriever.digest())
     texts = list(PassageTexts(best / "index", index.ids))
     vectors = forward.encode_passages(retriever, *zip(*((p.title, p.text) for p in texts), strict=True))
-    np.testing.assert_allclose(index._index.reconstruct_n(0, len(texts)), vectors, atol=1e-4)
+    np.testing.assert_allclose(index.vectors(0, len(texts)), vectors, atol=1e-4)
     values, found = _dev_values(settings, "retriever", "hits.dev.tsv"), record["retriever"]["step"]
     assert values[found] == max(values.values()), (found, values)
 
@@ -479,7 +487,7 @@ def _dev_values(settings: RunSettings, kind: str, runs: str) -> dict[str, float]
     values = {}
     for name, step in rehearse(settings)[1].steps.items():
         if any(model.kind.value == kind for model in step.models) or (kind, name) == ("retriever", "initial"):
-            made = [made.place for made in (*step.kept, *step.missing)]
+            made = [made.place.replace(".npy", ".tsv") for made in (*step.kept, *step.missing)]
             [place] = [place for place in made if Path(place).match(f"{name}/{runs}")]
             values[name] = _each_value(settings, place).mean()
     return values

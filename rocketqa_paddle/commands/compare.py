@@ -34,6 +34,6 @@ def compare(settings: CompareSettings, dry_run: bool = False) -> None:
     from rocketqa_paddle.runs.run import Run
     from rocketqa_paddle.runs.selection import Selection
 
-    rows, run = {row: row_settings(settings, row) for row in settings.systems}, Run(settings)
+    rows, run = {row: row_settings(settings, row) for row in settings.systems}, Run(settings, dry_run)
     rows = share_out(run, settings, rows)
     run.go(partial(walk, settings=settings, rows=rows), Selection(dry_run=dry_run))

@@ -19,7 +19,7 @@ def train(system: System, settings: RunSettings, selection: Selection) -> None:
     join_ranks(settings)
     from rocketqa_paddle.runs.run import Run
 
-    Run(settings).go(system.having(settings), selection)
+    Run(settings, selection.dry_run).go(system.having(settings), selection)
 
 
 def join_ranks(settings: RunSettings) -> None:

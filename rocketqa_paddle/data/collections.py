@@ -3,6 +3,7 @@
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
+from rocketqa_paddle.data.corpus import StoredCorpus
 from rocketqa_paddle.data.faults import Faults, OnError
 from rocketqa_paddle.data.places import FilePath, Place, is_empty
 from rocketqa_paddle.data.qrels import Judgement, judgements, nested
@@ -11,7 +12,9 @@ from rocketqa_paddle.data.texts import Placed, Record, Records, count_empty, pla
 from rocketqa_paddle.records import Collection, Passage, Query, Split, positives
 
 
-def read_collection(folder: FilePath, splits: Sequence[str], on_error: OnError = "stop") -> Collection:
+def read_collection(
+    folder: FilePath, splits: Sequence[str], on_error: OnError = "stop", store: Path | None = None
+) -> Collection:
     """Read a corpus and the named splits from a folder, and check that they belong together.
 
     A folder with `para.txt` has the layout of RocketQA and MS MARCO, whose files may be gzipped (`.gz`):
@@ -26,24 +29,26 @@ def read_collection(folder: FilePath, splits: Sequence[str], on_error: OnError =
     query of a labelled split has no relevant passage. `on_error` says whether they stop the reading, with one
     FormatError that counts them, or are left out and counted in the notes of the collection. An empty file
     and an id that appears twice are FormatErrors in any case.
+
+    The passages are in memory, or, if `store` names a folder, in a store there (see `corpus.StoredCorpus`).
     """
     folder = Path(folder)
     if _find(folder, "para.txt"):
-        return _read_rocketqa(folder, splits, on_error)
+        return _read_rocketqa(folder, splits, on_error, store)
     if _find(folder, "corpus.jsonl"):
-        return read_beir(folder, splits, on_error)
+        return read_beir(folder, splits, on_error, store)
     given = f"it has {names_near(folder / 'para.txt')}" if folder.is_dir() else "there is no such folder"
     raise FileNotFoundError(
         f"{folder}: expected a collection, with para.txt (RocketQA) or corpus.jsonl (BEIR); {given}"
     )
 
 
-def _read_rocketqa(folder: Path, splits: Sequence[str], on_error: OnError) -> Collection:
+def _read_rocketqa(folder: Path, splits: Sequence[str], on_error: OnError, store: Path | None) -> Collection:
     corpus_file, titles = _need(folder, "para.txt"), _find(folder, "para.title.txt")
     query_files = {split: _need(folder, f"{split}.query.txt") for split in splits}
     qrels_files = {split: _find(folder, f"qrels.{split}.tsv") for split in splits}
     labels = {split: list(judgements(path)) for split, path in qrels_files.items() if path}
-    made = _Joined(folder)
+    made = _Joined(folder, store)
     queries = {split: made.queries(path) for split, path in query_files.items()}
     made.read_corpus(corpus_file, titles)
     for split, records in queries.items():
@@ -51,7 +56,9 @@ def _read_rocketqa(folder: Path, splits: Sequence[str], on_error: OnError) -> Co
     return made.collection(on_error)
 
 
-def read_beir(folder: FilePath, splits: Sequence[str], on_error: OnError = "stop") -> Collection:
+def read_beir(
+    folder: FilePath, splits: Sequence[str], on_error: OnError = "stop", store: Path | None = None
+) -> Collection:
     """Read a BEIR folder, whose files may be gzipped (`.gz`).
 
     - `corpus.jsonl` (`_id`, `title`, `text`)
@@ -69,7 +76,7 @@ def read_beir(folder: FilePath, splits: Sequence[str], on_error: OnError = "stop
     for split, path in qrels_files.items():
         if not labels[split]:
             raise Place(path, 1).wrong("no judgements")
-    made = _Joined(folder)
+    made = _Joined(folder, store)
     queries = made.queries(query_file, {row[1] for judged in labels.values() for row in judged})
     made.read_corpus(corpus_file, None)
     for split, judged in labels.items():
@@ -80,8 +87,8 @@ def read_beir(folder: FilePath, splits: Sequence[str], on_error: OnError = "stop
 class _Joined:
     """A collection in the making. The records of its files are joined by their ids, and faults are noted."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.faults, self.splits = folder, Faults(), {}
+    def __init__(self, folder: Path, store: Path | None = None) -> None:
+        self.folder, self.store, self.faults, self.splits = folder, store, Faults(), {}
         self._without_text: dict[Path, set[str]] = {}
 
     def queries(self, path: Path, wanted: Container[str] | None = None) -> Records[Query]:
@@ -91,11 +98,20 @@ class _Joined:
 
     def read_corpus(self, path: Path, titles: Path | None) -> None:
         """Read the passages. BEIR's may be empty."""
-        self.corpus: Records[Passage] = Records(path, "passage")
-        placed = placed_passages(path, titles, may_be_empty=True, loaded=self.corpus.by_id)
-        if path.name.startswith("para"):
-            placed = self._with_text(path, f"passages of {path.name}", placed)
-        self.corpus.fill(placed)
+
+        def read(loaded: Container[str]) -> Placed[Passage]:
+            placed = placed_passages(path, titles, may_be_empty=True, loaded=loaded)
+            if path.name.startswith("para"):
+                placed = self._with_text(path, f"passages of {path.name}", placed)
+            return placed
+
+        self.corpus: Records[Passage] | StoredCorpus
+        if self.store:
+            sources = [path, titles] if titles else [path]
+            self.corpus = StoredCorpus(self.store, sources, read, lambda: not self._without_text.get(path))
+        else:
+            self.corpus = Records(path, "passage")
+            self.corpus.fill(read(self.corpus.by_id))
 
     def _with_text(
         self, path: Path, kind: str, placed: Placed[Record], wanted: Container[str] | None = None
@@ -124,7 +140,7 @@ class _Joined:
             self.faults.add(f"queries of {queries.path.name} without a relevant passage", id, place)
         self.splits[name] = Split(labelled, {id: row for id, row in qrels.items() if id in labelled})
 
-    def is_known(self, noun: str, place: Place, id: str, records: Records) -> bool:
+    def is_known(self, noun: str, place: Place, id: str, records: Records | StoredCorpus) -> bool:
         """Whether a judged id is among the records; if not, it is a fault."""
         if id in records.by_id:
             return True
@@ -135,8 +151,9 @@ class _Joined:
     def collection(self, on_error: OnError) -> Collection:
         """The collection, if it may be made."""
         notes = self.faults.settle(self.folder, on_error)
-        kept = count_empty(self.corpus.path, self.corpus.by_id)
-        return Collection(self.corpus.by_id, self.splits, (*notes, kept) if kept else notes)
+        kept = count_empty(self.corpus.path, len(self.corpus.by_id), self.corpus.empty)
+        notes = (*notes, kept) if kept else notes
+        return Collection(self.corpus.by_id, self.splits, notes, self.corpus.fingerprint)
 
 
 def read_unlabelled(

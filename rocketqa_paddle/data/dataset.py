@@ -7,19 +7,34 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from rocketqa_paddle.data.collections import read_collection, read_unlabelled
+from rocketqa_paddle.data.store import Store, ids_of, rows_of, texts_fingerprint
 from rocketqa_paddle.records import Passages, Qrels, Queries, Query, Split
 from rocketqa_paddle.runtime.storage import fingerprint
 from rocketqa_paddle.settings import DataSettings
 
 
 class Corpus:
-    """The passages of a run, by id, and a fingerprint that names them."""
+    """The passages of a run, by id and by row, and a fingerprint that names them."""
 
-    def __init__(self, passages: Passages) -> None:
-        self.passages = passages
-        self.fingerprint = fingerprint(passages.values())
+    def __init__(self, passages: Passages, fingerprint: str = "") -> None:
+        self.passages, self.rows, self.ids = passages, rows_of(passages), ids_of(passages)
+        self._fingerprint = fingerprint
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the texts in a store."""
+        return self._fingerprint or texts_fingerprint(self.passages)
+
+    def row_of(self, id: str) -> int:
+        """The row of a passage id."""
+        return self.passages.row_of(id) if isinstance(self.passages, Store) else self._places[id]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id: row for row, id in enumerate(self.ids)}
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -88,14 +103,16 @@ class Dataset:
     """Sentences for the user about what was left out."""
 
 
-def load(settings: DataSettings) -> Dataset:
+def load(settings: DataSettings, store: Path) -> Dataset:
     """Read the corpus and the splits that the settings name, each cut down to the limits that they set.
+
+    The corpus is in a store in the folder `store`, which rank 0 makes if it is not there.
 
     It is a ValueError if a split to train or evaluate on has no judgements, or no unlabelled query is left.
     For faulty records see `read_collection` and the setting `on_error`.
     """
     names = dict.fromkeys([settings.train, settings.dev, *settings.tests])
-    collection = read_collection(settings.folder, list(names), settings.on_error)
+    collection = read_collection(settings.folder, list(names), settings.on_error, store)
     for name in names:
         if not collection.splits[name].qrels:
             raise ValueError(
@@ -110,7 +127,9 @@ def load(settings: DataSettings) -> Dataset:
         held_out = [collection.splits[name] for name in evaluated if name != settings.train]
         unlabelled, more = _unlabelled(settings, labelled, held_out)
         notes += more
-    return Dataset(Corpus(collection.passages), labelled, unlabelled, evaluated, notes)
+    return Dataset(
+        Corpus(collection.passages, collection.fingerprint), labelled, unlabelled, evaluated, notes
+    )
 
 
 def _unlabelled(

@@ -66,15 +66,14 @@ def load_passages(
     """
     passages = Records(path, "passage")
     passages.fill(placed_passages(path, titles, loaded=passages.by_id), only)
-    if told := count_empty(path, passages.by_id):
+    if told := count_empty(path, len(passages.by_id), passages.empty):
         warnings.warn(told, stacklevel=2)
     return passages.by_id
 
 
-def count_empty(path: FilePath, passages: dict[str, Passage]) -> str | None:
-    """Say how many passages have neither title nor text, if there are any."""
-    empty = sum(map(is_empty, passages.values()))
-    told = f"{os.fspath(path)}: {empty} of {len(passages)} passages have neither title nor text"
+def count_empty(path: FilePath, passages: int, empty: int) -> str | None:
+    """Say how many of so many passages have neither title nor text, if there are any."""
+    told = f"{os.fspath(path)}: {empty} of {passages} passages have neither title nor text"
     return told if empty else None
 
 
@@ -84,6 +83,7 @@ class Records(Generic[Record]):
     def __init__(self, path: FilePath, noun: str) -> None:
         self.path, self.noun = Path(path), noun
         self.by_id: dict[str, Record] = {}
+        self.fingerprint = ""
         self._lines = array("q")
 
     def fill(self, placed: Placed, only: Container[str] | None = None) -> "Records[Record]":
@@ -101,6 +101,11 @@ class Records(Generic[Record]):
         if place is None:
             raise Place(self.path, 1).wrong(f"empty file, expected one {self.noun} a line")
         return self
+
+    @property
+    def empty(self) -> int:
+        """The number of records without a text, or a title."""
+        return sum(map(is_empty, self.by_id.values()))
 
     def places(self, ids: Iterable[str]) -> Iterator[tuple[str, Place]]:
         """Say where the records of some ids are."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from rocketqa_paddle.records import FalseNegatives, Passages, Qrels, Queries, Run, positives
+from rocketqa_paddle.data.candidates import Filtered
+from rocketqa_paddle.records import FalseNegatives, Hit, Passages, Qrels, Queries, Run, positives
 
+T = TypeVar("T", float, np.ndarray)
 _CALIBRATION_SCORES = 100_000  # more scores would not change the fit
 
 
@@ -27,9 +30,9 @@ class Calibration:
     slope: float = 1.0
     offset: float = 0.0
 
-    def probability(self, score: float) -> float:
-        """Return the probability of relevance that a score of the re-ranker stands for."""
-        return float(expit(self.slope * score + self.offset))
+    def probability(self, score: T) -> T:
+        """Return the probability of relevance that a score, or each of an array, stands for."""
+        return expit(self.slope * score + self.offset)
 
     @classmethod
     def fit(cls, positives: Sequence[float], negatives: Sequence[float]) -> Calibration:
@@ -64,12 +67,13 @@ def without_false_negatives(scored: Run, queries: Queries, qrels: Qrels, passage
     A passage that says what a labelled positive says, or the query itself, would count as a candidate of the
     other side, with a high score.
     """
-    kept = {}
-    for query_id, hits in scored.items():
+
+    def kept(query_id: str, hits: list[Hit]) -> list[Hit]:
         labelled = dict.fromkeys(positives(qrels, query_id))
         false = FalseNegatives(queries[query_id], (passages[passage_id] for passage_id in labelled))
-        kept[query_id] = [h for h in hits if h.passage_id in labelled or passages[h.passage_id] not in false]
-    return kept
+        return [h for h in hits if h.passage_id in labelled or passages[h.passage_id] not in false]
+
+    return Filtered(scored, kept)
 
 
 def calibrate(scored: Run, qrels: Qrels, seed: int) -> Calibration:
@@ -78,13 +82,10 @@ def calibrate(scored: Run, qrels: Qrels, seed: int) -> Calibration:
     A slope that is not above 0 means that the re-ranker is of no use: it prefers other candidates. The `seed`
     decides which scores are drawn where there are very many. ValueError is raised if either side is empty.
     """
-    scores = list(_labelled(scored, qrels))
+    scores = np.fromiter(_labelled(scored, qrels), np.dtype([("score", "f8"), ("positive", "?")]))
     if len(scores) > _CALIBRATION_SCORES:
-        scores = random.Random(seed).sample(scores, _CALIBRATION_SCORES)
-    return Calibration.fit(
-        [score for score, positive in scores if positive],
-        [score for score, positive in scores if not positive],
-    )
+        scores = scores[random.Random(seed).sample(range(len(scores)), _CALIBRATION_SCORES)]
+    return Calibration.fit(scores["score"][scores["positive"]], scores["score"][~scores["positive"]])
 
 
 def _labelled(scored: Run, qrels: Qrels) -> Iterator[tuple[float, bool]]:
@@ -99,9 +100,12 @@ def check_scores(scored: Run, qrels: Qrels, calibration: Calibration, below: flo
 
     ValueError is raised if no candidate has a probability below `below`, or every labelled positive has.
     """
-    judged = [(calibration.probability(score) < below, label) for score, label in _labelled(scored, qrels)]
-    labelled = [rejected for rejected, positive in judged if positive]
-    if not any(rejected for rejected, _ in judged):
+    labelled, rejects = [], False
+    for score, positive in _labelled(scored, qrels):
+        rejected = calibration.probability(score) < below
+        rejects |= rejected
+        labelled += [rejected] if positive else []
+    if not rejects:
         raise ValueError(
             f"no candidate has a probability below {below}, so none is a negative. "
             + describe_scores(scored, calibration)
@@ -116,8 +120,9 @@ def check_scores(scored: Run, qrels: Qrels, calibration: Calibration, below: flo
 
 def describe_scores(scored: Run, calibration: Calibration) -> str:
     """Describe the range of the re-ranker's probabilities, and advise what to do about it."""
-    probabilities = sorted(calibration.probability(h.score) for hits in scored.values() for h in hits)
-    if not probabilities:
+    scores = np.fromiter((hit.score for hits in scored.values() for hit in hits), float)
+    probabilities = np.sort(calibration.probability(scores))
+    if not len(probabilities):
         return "There are no candidates: retrieve more."
     low, middle, high = (probabilities[int(q * (len(probabilities) - 1))] for q in (0.0, 0.5, 1.0))
     return (

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rocketqa_paddle.data.dataset import Corpus, QuerySet
+from rocketqa_paddle.data.store import ids_of
 from rocketqa_paddle.mining.calibration import Calibration
 from rocketqa_paddle.records import (
     FalseNegatives,
@@ -93,7 +94,7 @@ class Miner:
                 f"{self.negatives} negatives a group, but the corpus has only {len(self.passages)} passages"
             )
         self.random = random.Random(self.seed)
-        self._ids: Sequence[str] = list(self.passages)
+        self._ids = ids_of(self.passages)
 
     def for_queries_of(self, split: Split) -> Miner:
         """Return a miner with the labels of another split. It shares this one's report and random numbers."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import paddle
@@ -17,6 +18,7 @@ from rocketqa_paddle.records import Group, Passage
 from rocketqa_paddle.runtime import device, distributed
 
 Texts = Sequence[str]
+T, U = TypeVar("T"), TypeVar("U")
 _CHUNK = 16384  # rows that are tokenised together: many, to sort them by length, but not too many for memory
 _CHUNK_TOKENS = 1 << 20  # the most tokens that they may have; another chunk is tokenised ahead
 _WORTH_COMPILING = 2000  # rows that gain more by bf16 on a CPU than its compilation takes
@@ -112,6 +114,38 @@ def score_pairs(
     return _infer(checkpoint, checkpoint.network, pack, "pair", columns, batch_size, progress)
 
 
+def encode_parts(
+    checkpoint: Checkpoint,
+    parts: Iterable[Sequence[Texts]],
+    count: int,
+    *,
+    batch_size: int = 64,
+    progress: str = "",
+) -> Iterator[np.ndarray]:
+    """Encode a corpus in parts, each a list of titles and one of texts: yield `[part, hidden]`, float32.
+
+    There are `count` passages in all. The next part is read and tokenised while one is computed.
+    """
+    encode, pack = checkpoint.network.encode_passages, checkpoint.tokenizer.pack_passages
+    return _infer_parts(checkpoint, encode, pack, "passage", parts, count, batch_size, progress)
+
+
+def score_parts(
+    checkpoint: Checkpoint,
+    parts: Iterable[Sequence[Texts]],
+    count: int,
+    *,
+    batch_size: int = 64,
+    progress: str = "",
+) -> Iterator[np.ndarray]:
+    """Score pairs in parts, each a list of queries, of titles and of texts: yield `[part, 1]`, float32.
+
+    There are `count` pairs in all.
+    """
+    pack = checkpoint.tokenizer.pack_pairs
+    return _infer_parts(checkpoint, checkpoint.network, pack, "pair", parts, count, batch_size, progress)
+
+
 def _infer(
     checkpoint: Checkpoint,
     forward: Callable[[Batch], Tensor],
@@ -121,32 +155,54 @@ def _infer(
     batch_size: int,
     progress: str,
 ) -> np.ndarray:
-    """Run `forward` without gradient over the rows of columns of texts, in buckets of similar length.
+    """Run `forward` without gradient over the rows of columns of texts."""
+    count, size = len(columns[-1]), min(_CHUNK, max(1, _CHUNK_TOKENS // checkpoint.lengths[input_name]))
+    parts = ([column[start : start + size] for column in columns] for start in range(0, count, size))
+    results = [*_infer_parts(checkpoint, forward, pack, input_name, parts, count, batch_size, progress)]
+    return (
+        np.concatenate(results)
+        if results
+        else np.zeros((0, checkpoint.network.config.hidden_size), np.float32)
+    )
+
+
+def _infer_parts(
+    checkpoint: Checkpoint,
+    forward: Callable[[Batch], Tensor],
+    pack: Callable[..., list[Packed]],
+    input_name: str,
+    parts: Iterable[Sequence[Texts]],
+    count: int,
+    batch_size: int,
+    progress: str,
+) -> Iterator[np.ndarray]:
+    """Run `forward` without gradient over parts of columns of texts, in buckets of similar length.
 
     A bucket has room for the tokens of `batch_size` rows of the greatest length, so for more short rows.
     Every output passes here, so this is where NaN and infinity are refused.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected at least 1")
-    network, pad_id, count = checkpoint.network, checkpoint.tokenizer.pad_id, len(columns[-1])
-    training, results, length = network.training, None, checkpoint.lengths[input_name]
+    network, pad_id = checkpoint.network, checkpoint.tokenizer.pad_id
+    training, length = network.training, checkpoint.lengths[input_name]
     network.eval()
     bar = tqdm(total=count, desc=progress, unit=" rows", disable=not (progress and distributed.is_main()))
     try:
-        with paddle.no_grad(), bar, _computing(network, forward, count) as compute:
-            for start, packed in _packed_ahead(pack, columns, length):
-                lengths = [len(sequence.token_ids) for sequence in packed]
+        with bar, _computing(network, forward, count) as compute:
+            for packed in _ahead(lambda columns: pack(*columns, length), parts, alone=count <= _CHUNK):
+                results, lengths = None, [len(sequence.token_ids) for sequence in packed]
                 for rows in token_buckets(lengths, batch_size * length):
-                    output = compute(collate([packed[i] for i in rows], pad_id))
+                    with paddle.no_grad():
+                        output = compute(collate([packed[i] for i in rows], pad_id))
                     _check_finite(output, checkpoint)
                     if results is None:
-                        results = np.empty((count, *output.shape[1:]), dtype=np.float32)
-                    results[rows + start] = output
+                        results = np.empty((len(packed), *output.shape[1:]), dtype=np.float32)
+                    results[rows] = output
                     bar.update(len(rows))
+                yield results
     finally:
         if training:
             network.train()
-    return np.zeros((0, network.config.hidden_size), dtype=np.float32) if results is None else results
 
 
 @contextmanager
@@ -163,28 +219,25 @@ def _computing(
         yield lambda batch: forward(batch).astype("float32").numpy()
 
 
-def _packed_ahead(
-    pack: Callable[..., list[Packed]], columns: Sequence[Texts], length: int
-) -> Iterator[tuple[int, list[Packed]]]:
-    """Tokenise the rows of columns chunk by chunk, the next one while the caller computes.
+def _ahead(function: Callable[[T], U], values: Iterable[T], *, alone: bool) -> Iterator[U]:
+    """Yield what a function gives for every value, computed in a thread while the caller is at work.
 
-    Yields:
-        The number of a chunk's first row, and its sequences.
+    A caller that is `alone` with one value needs no thread.
     """
-    count, rows = len(columns[-1]), min(_CHUNK, max(1, _CHUNK_TOKENS // length))
-
-    def pack_from(start: int) -> list[Packed]:
-        return pack(*(column[start : start + rows] for column in columns), length)
-
-    if count <= rows:  # no thread for a query
-        yield from [(0, pack_from(0))] if count else []
+    if alone:
+        yield from map(function, values)
         return
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        following = ahead.submit(pack_from, 0)
-        for start in range(0, count, rows):
-            packed = following.result()
-            following = ahead.submit(pack_from, start + rows) if start + rows < count else None
-            yield start, packed
+    values, end = iter(values), object()
+
+    def following() -> U | object:
+        value = next(values, end)
+        return end if value is end else function(value)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        future = thread.submit(following)
+        while (result := future.result()) is not end:
+            future = thread.submit(following)
+            yield result
 
 
 def _check_finite(output: np.ndarray, checkpoint: Checkpoint) -> None:

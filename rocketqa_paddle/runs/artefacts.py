@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rocketqa_paddle import checkpoints
+from rocketqa_paddle.data.candidates import HITS, queries_file
 from rocketqa_paddle.data.dataset import QuerySet
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.records import Group, Model, Run
@@ -26,8 +27,8 @@ Facts = dict[str, Any]
 """Values as they are written down: plain values under dotted names, artefacts as `name fingerprint`."""
 Built = tuple[list[Group], list[str]]
 """Training groups, and sentences on how they were built."""
-RUN = ".tsv"
-"""The ending of the file of a run."""
+EXPORT = ".tsv"
+"""The ending of the copy of a run for people and other programs."""
 _ARTEFACT = re.compile(r"(.+?)(?:\.[0-9a-f]{16})? [0-9a-f]{16}")  # as it is written down
 
 
@@ -121,13 +122,28 @@ class Stored(Artefact):
 
 
 class StoredRun(Stored):
-    """What a retriever found for some queries, at most `depth` hits each, or a re-ranker's scores of that."""
+    """What a retriever found for some queries, at most `depth` hits each, or a re-ranker's scores of that.
+
+    If it is `exported`, it has a copy for people and other programs.
+    """
 
     def __init__(
-        self, name: str, made_of: Mapping[str, Any], get: Callable[[Any], Run], queries: QuerySet, depth: int
+        self,
+        name: str,
+        made_of: Mapping[str, Any],
+        get: Callable[[Any], Run],
+        queries: QuerySet,
+        depth: int,
+        exported: bool,
     ) -> None:
-        super().__init__(name, made_of, get, ending=RUN)
+        super().__init__(name, made_of, get, ending=HITS)
         self.queries, self.depth = queries, depth
+        self.export = name + EXPORT if exported else None
+
+    @property
+    def files(self) -> list[str]:
+        """The hits, the ids of their queries, and the copy."""
+        return [self.place, str(queries_file(Path(self.place))), *([self.export] if self.export else [])]
 
 
 class ModelHandle(Artefact):

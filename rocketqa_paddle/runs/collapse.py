@@ -99,7 +99,7 @@ class CollapseCheck:
 
     def _by_chance(self, model: ModelHandle, run: StoredRun) -> np.ndarray:
         """What random passages measure, or for a re-ranker a random order of the same hits: `[queries]`."""
-        draw, corpus = random.Random(0), list(self.walk.corpus.passages)
+        draw, corpus = random.Random(0), self.walk.corpus.ids
         orders = []
         for _ in range(1 + _ORDERED // len(run.queries)):
             order = {}

@@ -11,10 +11,11 @@ from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.folders import tidy
 from rocketqa_paddle.runtime.storage import locked, write_text
 from rocketqa_paddle.runtime.yaml_files import read_yaml
+from rocketqa_paddle.search import vectors
 from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.training import trainer
 
-CONFIG, VOCABULARY = "config.yaml", "vocabulary"
+CONFIG, VOCABULARY, CORPUS, VECTORS = "config.yaml", "vocabulary", "corpus", "vectors"
 HEAD = "# The settings of the run in this folder, which writes them anew whenever it goes on."
 """The first line of `config.yaml`."""
 
@@ -27,10 +28,11 @@ def check(folder: Path, settings: RunSettings) -> None:
     """
     path = folder / CONFIG
     trainer.CONTENTS.check(folder / "last")
+    vectors.CONTENTS.check(folder / VECTORS)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file or a device: choose another --output")
     if not path.is_file():
-        if folder.is_dir() and any(p.name[0] != "." and p.name != VOCABULARY for p in folder.iterdir()):
+        if folder.is_dir() and any(map(_is_other, folder.iterdir())):
             raise ValueError(f"{folder} holds other files (and no {CONFIG}): choose another --output")
         return
     if any(folder.glob("*/stage.json")):
@@ -49,6 +51,11 @@ def check(folder: Path, settings: RunSettings) -> None:
     begun = path.read_text(encoding="utf-8").startswith(HEAD) or any(folder.glob("**/step.json"))
     if not begun:
         raise ValueError(f"{path} was not written by a run, which would replace it: choose another --output")
+
+
+def _is_other(path: Path) -> bool:
+    """Whether something in a run folder is none of what is made before the run has claimed it."""
+    return path.name[0] != "." and path.name not in (VOCABULARY, CORPUS)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Initials:
                     f"init: {init} lies in the run folder {run}, where this run would replace it: "
                     "copy it elsewhere, or choose another --output"
                 )
-            texts = (f"{passage.title} {passage.text}" for passage in self.corpus.passages.values())
+            texts = (f"{passage.title} {passage.text}" for passage in self.corpus.rows)
             with distributed.main_first():
                 self._read[init] = initial.read(init, texts, self.work)
         return self._read[init]

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from rocketqa_paddle import checkpoints
+from rocketqa_paddle.data.candidates import HITS, queries_file
 from rocketqa_paddle.records import Model
-from rocketqa_paddle.runs.artefacts import RUN, Stored, StoredRun, TrainedModel, changes
+from rocketqa_paddle.runs.artefacts import EXPORT, Stored, StoredRun, TrainedModel, changes
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.folders import remove
 from rocketqa_paddle.runtime.storage import write_json
@@ -106,7 +107,7 @@ class Ledger:
             if isinstance(artefact, TrainedModel):
                 remove(path, checkpoints.CONTENTS)
             else:
-                path.unlink(missing_ok=True)
+                _unlink(path)
         distributed.barrier()
 
     def keep(self, artefact: Stored, **facts: Any) -> None:
@@ -130,7 +131,7 @@ class Ledger:
             others = [p for p in pieces if p not in models and f"{step}/{p}" not in self._wanted]
             for piece in others:
                 if distributed.is_main():  # the file first: without its record, nobody would know it
-                    (self.folder / step / f"{piece}{RUN}").unlink(missing_ok=True)
+                    _unlink(self.folder / step / f"{piece}{HITS}")
                 del pieces[piece]
             if others:
                 self._write(step)
@@ -160,3 +161,9 @@ class Ledger:
             (self.folder / step).mkdir(parents=True, exist_ok=True)
             write_json(self.folder / step / RECORD, self._steps[step])
         distributed.barrier()
+
+
+def _unlink(run: Path) -> None:
+    """Remove the files of a run and its copy for people."""
+    for path in (run, queries_file(run), run.with_name(run.name.removesuffix(HITS) + EXPORT)):
+        path.unlink(missing_ok=True)

@@ -133,5 +133,6 @@ class Measured:
         measure = self.walk.settings.evaluation.measures[0]
         why = f"{system}step {model.step}, by {measure} on {self.walk.dev.name}."
         trained = isinstance(model, TrainedModel)
-        digest = self.walk.ledger.record(model)["digest"] if trained else model.value().digest()
+        known = self.walk.ledger.record(model)["digest"] if trained else index and index.digest
+        digest = known or model.value().digest()
         self.best.keep(model, why, digest, index)

@@ -19,7 +19,7 @@ from rocketqa_paddle.settings import TrainingSettings
 from rocketqa_paddle.training.optimizer import total_steps
 
 _WITH_GRADIENT = 3  # a backward pass costs two forward passes
-_BYTES_A_HIT = 48
+_BYTES_A_HIT = 8
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from rocketqa_paddle.runs.trainings import Training, optimizer_state
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.distributed import say
 from rocketqa_paddle.runtime.folders import remove
+from rocketqa_paddle.search import vectors
 from rocketqa_paddle.settings import ContrastiveSettings, RunSettings, TrainingSettings
 from rocketqa_paddle.training import trainer
 from rocketqa_paddle.training.reranking import list_loss
@@ -51,10 +52,10 @@ class Run(Searches):
         ValueError: the data do not hold together, a measure is unknown, or the folder holds something else.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
-        super().__init__(settings)
-        folder.check(self.folder, settings)
+    def __init__(self, settings: RunSettings, dry_run: bool = False) -> None:
+        folder.check(Path(settings.output), settings)
         distributed.barrier()  # every rank has looked before one writes
+        super().__init__(settings, dry_run)
 
     # The two walks ------------------------------------------------------------------------------
 
@@ -85,6 +86,7 @@ class Run(Searches):
                 self.ledger.drop_others()
                 if distributed.is_main():
                     remove(self.folder / "last", trainer.CONTENTS)
+                    remove(self.folder / folder.VECTORS, vectors.CONTENTS)
 
     def rehearse(self, system: Callable[[Run], None], selection: Selection = ALL) -> Plan:
         """Walk through a system without computing anything, and give the plan that comes out."""
@@ -143,9 +145,8 @@ class Run(Searches):
         with tempfile.TemporaryDirectory() as work:
             self.initials.work = Path(work)
             models = self._read_initials()
-            passages, queries = self.corpus.passages.values(), self.labelled.queries.values()
-            speed = measure_speed(*models.values(), list(passages), list(queries))
-        say(plan.table(self.plan, self.selection, speed, models, passages))
+            speed = measure_speed(*models.values(), self.corpus.rows, list(self.labelled.queries.values()))
+        say(plan.table(self.plan, self.selection, speed, models, self.corpus.rows))
 
     def _read_initials(self) -> dict[Model, Checkpoint]:
         """The models before any training; tell how many texts they cut."""
@@ -153,7 +154,7 @@ class Run(Searches):
         sets = [queries for queries in (self.labelled, self.unlabelled, *self.evaluated.values()) if queries]
         texts = {query.text: query for queries in sets for query in queries.queries.values()}
         for model in models.values():
-            for sentence in truncations(model, list(texts), list(self.corpus.passages.values())):
+            for sentence in truncations(model, list(texts), self.corpus.rows):
                 say(sentence)
         return models
 

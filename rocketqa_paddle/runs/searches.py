@@ -1,17 +1,19 @@
 """What retrievers find and re-rankers make of it: runs that are kept in the run folder."""
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from rocketqa_paddle.data.candidates import Candidates, write_hits
 from rocketqa_paddle.data.dataset import QuerySet
-from rocketqa_paddle.data.runs import first_hits, read_run, sample_hits, with_positives, write_run
+from rocketqa_paddle.data.runs import write_run
 from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.evaluation.tables import Values
-from rocketqa_paddle.records import Run as Hits
 from rocketqa_paddle.runs.artefacts import ModelHandle, StoredRun, TrainedModel, fingerprint_of
 from rocketqa_paddle.runs.best import INDEX, Best
+from rocketqa_paddle.runs.folder import VECTORS
 from rocketqa_paddle.runs.selection import Selection
 from rocketqa_paddle.runs.walk import Walk
 from rocketqa_paddle.runtime import device, distributed
@@ -22,12 +24,11 @@ from rocketqa_paddle.search.retrieval import CorpusIndex
 
 
 class Searches(Walk):
-    """A walk that searches and scores. What was found stays in memory until somebody has read it."""
+    """A walk that searches and scores. What was found is mapped from the run folder."""
 
     def begin(self, selection: Selection, *, dry: bool) -> None:
         """Begin a walk; it knows of nothing that was found."""
         super().begin(selection, dry=dry)
-        self._made: dict[str, Hits] = {}
         self._evaluated: dict[str, StoredRun] = {}  # runs on dev and tests
         self._measured: dict[str, Values] = {}
 
@@ -51,25 +52,37 @@ class Searches(Walk):
             return None
         index = self.encode_corpus(retriever, f"{retriever.step}: encode the corpus")
         for hits in missing:
-            self._store(hits, index.search(hits.queries.queries, hits.depth))
+            depth = min(hits.depth, len(self.corpus))
+            self._store(hits, depth, index.blocks(hits.queries.queries, hits.depth))
         return index
 
     def encode_corpus(self, model: ModelHandle, progress: str) -> CorpusIndex:
-        """Encode the corpus, unless `best/` or the folder of an initial checkpoint has this model's index."""
-        batch_size, passages = self.settings.encode_batch, self.corpus.passages
-        retriever, indexes, best = model.value(), self.initials.indexes(), self.folder / "best"
+        """Encode the corpus, unless `best/` or the folder of an initial checkpoint has this model's index.
+
+        The vectors lie in the folder `vectors/` of the run until the index of another model is made, or the
+        run ends. A run that was stopped goes on with those that are there.
+        """
+        batch_size, best = self.settings.encode_batch, self.folder / "best"
+        retriever, indexes = model.value(), self.initials.indexes()
         if Best(self.folder, best).names(model):  # to load the index is to check it
             indexes.append(best / INDEX)
         for beside in indexes:
             try:
-                found = CorpusIndex.load(beside, retriever, passages, batch_size=batch_size)
+                found = CorpusIndex.load(beside, retriever, self.corpus, batch_size=batch_size)
             except (OSError, ValueError):
                 found = None
             if not distributed.any_rank(found is None):
                 say(f"{progress}: as it is in {beside}")
                 return found
-        with device.arithmetic(self.settings.precision):
-            return CorpusIndex(retriever, passages, batch_size=batch_size, progress=progress)
+        return CorpusIndex(
+            retriever,
+            self.corpus,
+            folder=self.folder / VECTORS,
+            digest=self.ledger.record(model)["digest"] if isinstance(model, TrainedModel) else "",
+            precision=self.settings.precision,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
     def rerank(self, reranker: TrainedModel, hits: StoredRun) -> StoredRun:
         """The best hits of every query in a re-ranker's order, and behind them the others as they were."""
@@ -84,10 +97,11 @@ class Searches(Walk):
         """A re-ranker's scores of labelled positives and candidates: the `first`, or a random `sample`."""
         seed = None if sample is None else self.settings.seed
 
-        def choose() -> tuple[Hits, int]:
+        def choose() -> tuple[Candidates, int]:
             found = hits.value()
-            chosen = first_hits(found, first) if sample is None else sample_hits(found, sample, seed)
-            return with_positives(chosen, hits.queries.qrels, hits.queries.queries), sys.maxsize
+            chosen = found.first(first) if sample is None else found.sample(sample, seed)
+            chosen = chosen.with_positives(hits.queries.qrels, self.corpus.row_of)
+            return chosen, chosen.depth
 
         choice = {"first": first, "sample": sample, "seed": seed}
         return self._judged("scored", reranker, hits, choice, first or sample or hits.depth, choose)
@@ -99,7 +113,7 @@ class Searches(Walk):
         hits: StoredRun,
         choice: Mapping[str, Any],
         depth: int,
-        choose: Callable[[], tuple[Hits, int]],
+        choose: Callable[[], tuple[Candidates, int]],
     ) -> StoredRun:
         """Scores of a re-ranker. `choose` gives hits, and how many of a query to score."""
         name = f"{reranker.step}/{piece}.{hits.step.replace('/', '.')}.{hits.queries.name}"
@@ -113,7 +127,8 @@ class Searches(Walk):
                     "progress": f"{reranker.step}: score {hits.queries.name}",
                 }
                 texts = self.corpus.passages, hits.queries.queries
-                self._store(run, retrieval.rerank(reranker.value(), chosen, *texts, scored, **options))
+                judged = retrieval.rerank(reranker.value(), chosen, *texts, scored, **options)
+            self._store(run, judged.depth, [judged.hits])
 
         run = self._run(name, reranker, made_of, make, hits.queries, depth)
         return run
@@ -136,19 +151,17 @@ class Searches(Walk):
         evaluated = queries.name in self.evaluated
         if not evaluated and not self.owns(model.step):
             name += f".{fingerprint_of(made_of)}"
-        run = StoredRun(name, made_of, partial(self._read_or_make, make=make), queries, depth)
+        run = StoredRun(name, made_of, partial(self._read_or_make, make=make), queries, depth, evaluated)
         self.ledger.want(run)
         return self._evaluated.setdefault(name, run) if evaluated else run
 
-    def _read_or_make(self, run: StoredRun, make: Callable[[], object]) -> Hits:
-        if run.name not in self._made:
-            if self.ledger.keeps(run):
-                return self._read(run)
+    def _read_or_make(self, run: StoredRun, make: Callable[[], object]) -> Candidates:
+        if not self.ledger.keeps(run):
             make()
-        return self._made.pop(run.name)
+        return self._read(run)
 
-    def _read(self, run: StoredRun) -> Hits:
-        """Read a run that the folder keeps.
+    def _read(self, run: StoredRun) -> Candidates:
+        """Map a run that the folder keeps.
 
         Raises:
             ValueError: the file is not what was written.
@@ -156,15 +169,22 @@ class Searches(Walk):
         path = self.folder / run.place
         if self.ledger.record(run).get("content") != file_fingerprint(path):
             raise ValueError(f"{path}: cut off or changed since it was written: remove it, to make it again")
-        return read_run(path)
+        return self._map(run)
 
-    def _store(self, run: StoredRun, hits: Hits) -> None:
+    def _map(self, run: StoredRun) -> Candidates:
+        found = Candidates.load(self.folder / run.place, self.corpus.ids)
+        if found.queries != list(run.queries.queries):
+            given = "the ids of its queries are not those that were written"
+            raise ValueError(f"{self.folder / run.place}: {given}: remove it, to make it again")
+        return found
+
+    def _store(self, run: StoredRun, depth: int, blocks: Iterable[np.ndarray]) -> None:
+        path = self.folder / run.place
         self.ledger.forget(run)
-        if distributed.is_main():
-            write_run(self.folder / run.place, hits)
-        distributed.barrier()
-        self.ledger.keep(run, content=file_fingerprint(self.folder / run.place))
-        self._made[run.name] = hits
+        write_hits(path, run.queries.queries, depth, blocks)
+        if run.export and distributed.is_main():
+            write_run(self.folder / run.export, self._map(run))
+        self.ledger.keep(run, content=file_fingerprint(path))
 
     def measure(self, run: StoredRun) -> Values:
         """Every measure of every query of a run, computed once."""

@@ -1,14 +1,16 @@
 """A walk through a system: the first computes nothing, the second makes what the run folder does not have."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rocketqa_paddle.data import dataset
 from rocketqa_paddle.evaluation import metrics
-from rocketqa_paddle.runs.folder import VOCABULARY
+from rocketqa_paddle.runs.folder import CORPUS, VOCABULARY
 from rocketqa_paddle.runs.initials import Initials
 from rocketqa_paddle.runs.ledger import Ledger
 from rocketqa_paddle.runs.plan import Plan
 from rocketqa_paddle.runs.selection import ALL, Selection
+from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.settings import RunSettings
 from rocketqa_paddle.training.log import MetricsLog
 
@@ -19,17 +21,18 @@ FEWEST_DEV = 30
 class Walk:
     """What every step of a walk needs: settings, data, what the run folder has, and the plan.
 
-    A `dry` walk comes first. `row` is a folder inside of the run folder, for a system that shares it with
-    others.
+    A `dry` walk comes first. The corpus is read into `corpus/` of the run folder, or where the settings say;
+    with `dry_run`, nothing is written there. `row` is a folder inside of the run folder, for a system that
+    shares it with others.
 
     Raises:
         ValueError: the data do not hold together, or a measure is unknown.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunSettings, dry_run: bool = False) -> None:
         self.settings, self.folder, self.row = settings, Path(settings.output), ""
         measures, depth = metrics.parse_measures(settings.evaluation.measures), settings.evaluation.depth
-        data = dataset.load(settings.data)
+        data = dataset.load(settings.data, self._corpus_folder(dry_run))
         self.corpus, self.labelled, self.unlabelled = data.corpus, data.labelled, data.unlabelled
         self.evaluated, self.dev = data.evaluated, data.evaluated[settings.data.dev]
         if clash := [name for name in self.evaluated if name.startswith("train.")]:
@@ -49,6 +52,14 @@ class Walk:
             self.notes.append(f"{settings.data.dev} has {dev} queries: {told}")
         self.initials = Initials(settings, self.corpus, self.folder / VOCABULARY / self.corpus.fingerprint)
         self.begin(ALL, dry=True)
+
+    def _corpus_folder(self, dry_run: bool) -> Path:
+        """The folder of the corpus; a temporary one if nothing is to be written and it is not there yet."""
+        folder = Path(self.settings.data.store or self.folder / CORPUS)
+        if not dry_run or distributed.any_rank(folder.is_dir()):
+            return folder
+        self._temporary = TemporaryDirectory(prefix="rocketqa-")
+        return Path(distributed.gather(self._temporary.name)[0]) / CORPUS
 
     def begin(self, selection: Selection, *, dry: bool) -> None:
         """Begin a walk. The second one makes what the first has noted in the plan."""

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import filelock
@@ -95,6 +96,29 @@ def save_array(path: Path, array: np.ndarray) -> None:
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         file.write(array.data)
+
+
+@contextmanager
+def array_writer(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype
+) -> Iterator[Callable[[np.ndarray], object]]:
+    """Write a `.npy` file in parts: give a function that takes the next rows."""
+    header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(np.dtype(dtype))}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype=dtype).data)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Map a `.npy` file for reading.
+
+    Raises:
+        ValueError: it is not whole, or no such file.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, TokenError, TypeError) as error:
+        raise ValueError(f"{path}: not an array ({str(error)[:100]})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

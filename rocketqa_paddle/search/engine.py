@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.data.store import PassageTexts
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
 from rocketqa_paddle.records import Hit, Passages, Query, Result
@@ -16,7 +17,6 @@ from rocketqa_paddle.runtime import device
 from rocketqa_paddle.runtime.storage import read_json, write_json
 from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.index import VectorIndex
-from rocketqa_paddle.search.texts import PassageTexts
 from rocketqa_paddle.settings import at_least
 
 SETTINGS, DEPTH = "engine.json", 20

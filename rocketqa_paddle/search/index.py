@@ -1,65 +1,88 @@
-"""Vectors → nearest neighbours by inner product: faiss, with passage ids, and the folder that keeps them."""
+"""Vectors → nearest neighbours by inner product, with passage ids, and the folder that keeps them."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rocketqa_paddle.data import store
+from rocketqa_paddle.data.store import IDS, Ids, texts_record
 from rocketqa_paddle.runtime.folders import Contents, whole
-from rocketqa_paddle.runtime.storage import atomic, fingerprint, read_json, write_json, write_text
-from rocketqa_paddle.search.texts import OFFSETS, TEXTS, texts_record
+from rocketqa_paddle.runtime.storage import (
+    array_writer,
+    atomic,
+    fingerprint,
+    map_array,
+    read_json,
+    write_json,
+    write_text,
+)
+from rocketqa_paddle.search.vectors import Vectors
+from rocketqa_paddle.settings import IndexSettings
 
 if TYPE_CHECKING:
     import faiss  # imported where it is used: a program that only encodes need not wait for it
 
-FORMAT_VERSION = 2
-_READ_VERSIONS = (1, 2)  # the first one had no record of the texts
-META, VECTORS, IDS = "meta.json", "index.faiss", "ids.txt"
+FORMAT_VERSION = 3
+_FAISS_ALONE = (1, 2)  # versions that kept the vectors in faiss's file; the first had no record of the texts
+META, VECTORS, FAISS = "meta.json", "vectors.npy", "index.faiss"
 CONTENTS = Contents(
     "index",
-    names=(META, VECTORS, IDS, TEXTS, OFFSETS),
+    names=(META, VECTORS, FAISS, *store.FILES),
     markers=(META,),
     is_ours=lambda values: {"format_version", "metric", "dimension"} <= values.keys(),
 )
 
+EXACT = IndexSettings()
 _QUERY_BLOCK = 1024  # queries searched together
+_ROW_BLOCK = 1 << 16  # vectors that they are compared with at once
+_SPARE = 8  # further candidates of an exact search: scores of blocks may differ in their last bits
+_GATHERED = 1 << 24  # numbers of vectors that are scored again at once
 _SAMPLED_ROWS = 4096  # vectors that are checked for NaN when an index is opened
+_TRAINED_ON = 1 << 18  # vectors that an index learns from at most
 
 
 class VectorIndex:
-    """An exact inner-product index over passages.
+    """Finds passages by the inner product of vectors.
 
-    `vectors` are `[passages, hidden]`, or several such arrays to join, all finite, and `ids` has the passage
-    id of every row. `model` is the digest of the model that made them. With `gpu`, that GPU searches if faiss
-    can. ValueError is raised if there are no vectors, or not one for every id.
+    The search is exact, or `settings.factory` names an index of faiss that finds candidates, whose scores are
+    then computed from the vectors. Passages of equal scores come in the order of their rows.
+
+    `vectors` are `[passages, hidden]`, all finite, and `ids` has the passage id of every row. `model` is the
+    digest of the model that made them. With `gpu`, that GPU searches if faiss can. ValueError is raised if
+    there are no vectors, not one for every id, or faiss knows no such index.
     """
 
     def __init__(
         self,
-        vectors: np.ndarray | Iterable[np.ndarray],
+        vectors: np.ndarray | Vectors,
         ids: Sequence[str],
         model: str = "",
         gpu: int | None = None,
+        settings: IndexSettings = EXACT,
     ) -> None:
         if not len(ids):
             raise ValueError("no vectors: an index needs at least one passage")
-        self.ids, self.model = list(ids), model
-        self._index = None
-        for part in [vectors] if isinstance(vectors, np.ndarray) else vectors:
-            if not np.isfinite(part).all():
+        self.all = vectors if isinstance(vectors, Vectors) else Vectors([np.asarray(vectors)])
+        if len(self.all) != len(ids):
+            raise ValueError(f"{len(self.all)} vectors for {len(ids)} passage ids")
+        for _, block in self.all.blocks(_ROW_BLOCK):
+            if not np.isfinite(block).all():
                 raise ValueError("vectors hold NaN or infinity: the model that made them is broken")
-            if self._index is None:
-                self._index = _empty_index(part.shape[1], gpu)
-            self._index.add(np.ascontiguousarray(part, dtype=np.float32))
-        count = self._index.ntotal if self._index else 0
-        if count != len(ids):
-            raise ValueError(f"{count} vectors for {len(ids)} passage ids")
+        self.ids, self.model, self.settings = ids, model, settings
+        self._approximate = None if settings.is_exact else _build(self.all, settings)
+        self._set_up(gpu)
+
+    def _set_up(self, gpu: int | None) -> None:
+        self._on_gpu = _gpu_index(self.all, gpu) if gpu is not None and self.settings.is_exact else None
+        if self._approximate:
+            _set_parameters(self._approximate, self.settings)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,7 +90,7 @@ class VectorIndex:
     @property
     def dimension(self) -> int:
         """The length of a vector."""
-        return self._index.d
+        return self.all.dimension
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the `k` best passages for query vectors `[queries, hidden]`.
@@ -82,46 +105,95 @@ class VectorIndex:
             )
         if not np.isfinite(queries).all():
             raise ValueError("query vectors hold NaN or infinity: the model that made them is broken")
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        queries, k = np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self))
         blocks = np.split(queries, range(_QUERY_BLOCK, len(queries), _QUERY_BLOCK))
-        found = [self._index.search(block, min(k, len(self))) for block in blocks]
+        found = [self._search_block(block, k) for block in blocks]
         scores, rows = map(np.concatenate, zip(*found, strict=True))
-        if (rows < 0).any() or not np.isfinite(scores).all():
+        return scores, rows
+
+    def _search_block(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        count = min(k + _SPARE, len(self))
+        if self._approximate:
+            count = min(max(count, self.settings.candidates or 0), len(self))
+            rows = self._approximate.search(queries, count)[1]
+        elif self._on_gpu:
+            rows = self._on_gpu.search(queries, count)[1]
+        else:
+            rows = self._exact(queries, count)
+        scores = self._scores(queries, rows)
+        order = np.lexsort((rows, -scores))[:, :k]
+        scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        if not self._approximate and not np.isfinite(scores).all():
             raise ValueError("the index holds NaN or infinity: it is damaged, build it again")
         return scores, rows
 
+    def _exact(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """The rows of the best `count` vectors, block by block of the vectors: `[queries, count]`."""
+        faiss = _import_faiss()
+        scores, rows = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        for first, block in self.all.blocks(_ROW_BLOCK):
+            more = faiss.knn(queries, block, min(count, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            if (more[1] < 0).any():
+                raise ValueError("the index holds NaN or infinity: it is damaged, build it again")
+            scores = np.concatenate([scores, more[0]], axis=1)
+            rows = np.concatenate([rows, more[1] + first], axis=1)
+            best = np.lexsort((rows, -scores))[:, :count]
+            scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        return rows
+
+    def _scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The inner products with some rows, minus infinity for the row -1: `[queries, count]`.
+
+        They do not depend on what else is computed with them, as those of a matrix product do.
+        """
+        out = np.empty(rows.shape, np.float32)
+        step = max(1, _GATHERED // max(1, rows.shape[1] * self.dimension))
+        for first in range(0, len(queries), step):
+            part = slice(first, first + step)
+            vectors = self.all.take(np.maximum(rows[part], 0))
+            np.einsum("qd,qkd->qk", queries[part], vectors, out=out[part])
+        out[rows < 0] = -np.inf
+        return out
+
     def vectors(self, first: int, count: int) -> np.ndarray:
         """Return the vectors of `count` rows from `first` on, `[count, hidden]`."""
-        return self._index.reconstruct_n(first, count)
+        return self.all.take(np.arange(first, first + count))
 
     def save(self, folder: str | Path, texts: Mapping[str, Any] | None = None) -> None:
-        """Write `index.faiss`, `ids.txt` and `meta.json` into an existing folder.
+        """Write the vectors, the index of faiss if there is one, and `meta.json` into an existing folder.
 
-        `texts` is what `texts.write_texts` returned, if the folder has the passages' texts.
+        `texts` is what `store.write_store` returned, if the folder has a store of the passages. Otherwise the
+        ids are written as well.
         """
-        faiss = _import_faiss()
         folder = Path(folder)
         if bad := next((i for i in self.ids if "\n" in i or "\r" in i), None):
             raise ValueError(f"passage id {bad!r} has a line end in it, which an index cannot keep")
-        with atomic(folder / VECTORS) as new:  # the vectors may be mapped from the old file
-            try:
-                faiss.write_index(self._index, str(new))
-            except RuntimeError as error:
-                raise OSError(error) from error
-        write_text(folder / IDS, "".join(f"{i}\n" for i in self.ids))
+        shape = (len(self), self.dimension)
+        with atomic(folder / VECTORS) as new, array_writer(new, shape, self.all.parts[0].dtype) as write:
+            for part in self.all.parts:
+                write(part)
+        if self._approximate:
+            with atomic(folder / FAISS) as new:
+                try:
+                    _import_faiss().write_index(self._approximate, str(new))
+                except RuntimeError as error:
+                    raise OSError(error) from error
+        if not texts:
+            write_text(folder / IDS, "".join(f"{i}\n" for i in self.ids))
         content = {"content": self._content(self._sampled_step())}
         write_json(folder / META, self._meta() | content | ({"texts": dict(texts)} if texts else {}))
 
     def _meta(self) -> dict[str, Any]:
         sizes = {"dimension": self.dimension, "metric": "inner_product", "count": len(self)}
-        return {"format_version": FORMAT_VERSION, **sizes, "model": self.model}
+        kind = {"index": self.settings.described()} if not self.settings.is_exact else {}
+        return {"format_version": FORMAT_VERSION, **sizes, "model": self.model, **kind}
 
     @classmethod
     def load(cls, folder: str | Path, model: str | None = None) -> VectorIndex:
         """Open a folder that `save` wrote. The `model` that will encode the queries is checked by its digest.
 
-        faiss maps the vectors from the file if it can, so that processes share them. Replace an index in use
-        by renaming, as `save` does: bytes written into the file would be searched at once, with the old ids.
+        The vectors are mapped from the file, so that processes share them. Replace an index in use by
+        renaming, as `save` does: bytes written into the file would be searched at once, with the old ids.
 
         Raises:
             FileNotFoundError: a file of the index is missing.
@@ -130,9 +202,8 @@ class VectorIndex:
                 is not to read it; `search` looks at the scores of all that it returns.
         """
         folder = whole(folder)
-        for name in (META, VECTORS, IDS):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name}: not there; make an index with `rocketqa index`")
+        if not (folder / META).is_file():
+            raise FileNotFoundError(f"{folder / META}: not there; make an index with `rocketqa index`")
         meta = read_json(folder / META)
         if model is not None and meta.get("model") != model:
             raise ValueError(
@@ -140,30 +211,33 @@ class VectorIndex:
                 "search with the checkpoint that built the index, or build it again"
             )
         index = cls.__new__(cls)
-        try:
-            index.ids = (folder / IDS).read_text(encoding="utf-8").split("\n")[:-1]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{folder}: ids.txt is damaged, build the index again ({error})") from None
-        index.model = meta.get("model", "")
-        index._index = _read(folder / VECTORS)
+        index.ids, index.model = Ids(folder), meta.get("model", "")
+        index.settings, index._approximate = IndexSettings.from_described(meta.get("index"), folder), None
+        old = meta.get("format_version") in _FAISS_ALONE
+        index.all = _read_flat(folder / FAISS) if old else _map_vectors(folder / VECTORS)
+        if not index.settings.is_exact:
+            index._approximate = _read(folder / FAISS)
         announced = {
             key: value for key, value in meta.items() if key not in ("format_version", "texts", "content")
         }
-        known = meta.get("format_version") in _READ_VERSIONS and index._index.ntotal == len(index)
-        if not known or {"format_version": FORMAT_VERSION, **announced} != index._meta():
-            found = f"{index._index.ntotal} vectors and {len(index)} ids ({index._meta()})"
+        known = old or meta.get("format_version") == FORMAT_VERSION
+        counted = {len(index.all), len(index)} | {a.ntotal for a in [index._approximate] if a}
+        if not known or len(counted) > 1 or {"format_version": FORMAT_VERSION, **announced} != index._meta():
+            found = f"{len(index.all)} vectors and {len(index)} ids ({index._meta()})"
             raise ValueError(
                 f"{folder}: meta.json announces {str(meta)[:300]}, but the files hold {found}: the folder is "
                 "damaged, build the index again"
             )
+        name = FAISS if old else VECTORS
         if not np.isfinite(index._every(index._sampled_step())).all():
-            raise ValueError(f"{folder / VECTORS} holds NaN or infinity: build the index again")
+            raise ValueError(f"{folder / name} holds NaN or infinity: build the index again")
         written = meta.get("content", {})
         every = written.get("every") if isinstance(written, dict) else None
         if written and (type(every) is not int or every < 1 or written != index._content(every)):
             raise ValueError(
-                f"{folder}: {VECTORS} or {IDS} is of another index than {META}: build the index again"
+                f"{folder}: {name} or {IDS} is of another index than {META}: build the index again"
             )
+        index._set_up(None)
         return index
 
     def _sampled_step(self) -> int:
@@ -171,11 +245,12 @@ class VectorIndex:
 
     def _every(self, step: int) -> np.ndarray:
         """Vectors that are spread evenly over the index: `[rows, hidden]`."""
-        return self._index.reconstruct_batch(np.arange(0, len(self), step))
+        return self.all.take(np.arange(0, len(self), step))
 
     def _content(self, step: int) -> dict[str, Any]:
         """A fingerprint of all ids and of some vectors, because to open an index is not to read it."""
-        return {"every": step, "fingerprint": fingerprint(["\n".join(self.ids), self._every(step)])}
+        ids = self.ids.bytes[:-1] if isinstance(self.ids, Ids) else "\n".join(self.ids)
+        return {"every": step, "fingerprint": fingerprint([ids, self._every(step)])}
 
 
 def is_whole(folder: str | Path) -> bool:
@@ -192,6 +267,9 @@ def is_whole(folder: str | Path) -> bool:
         return False
 
 
+# faiss --------------------------------------------------------------------------------------------
+
+
 def _import_faiss() -> ModuleType:
     """Import faiss without its log of how it chose a binary, which Paddle's handler would print."""
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
@@ -200,29 +278,112 @@ def _import_faiss() -> ModuleType:
     return faiss
 
 
-def _empty_index(dimension: int, gpu: int | None) -> faiss.Index:
+def _gpu_index(vectors: Vectors, gpu: int) -> faiss.Index | None:
     faiss = _import_faiss()
-    if gpu is not None and hasattr(faiss, "GpuIndexFlatIP"):
-        options = faiss.GpuIndexFlatConfig()
-        options.device = gpu
-        return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), dimension, options)
-    if gpu is not None:
-        warnings.warn("faiss is built for CPUs: searching on the CPU (install faiss-gpu-cu12)", stacklevel=3)
-    return faiss.IndexFlatIP(dimension)
+    if not hasattr(faiss, "GpuIndexFlatIP"):
+        warnings.warn("faiss is built for CPUs: searching on the CPU (install faiss-gpu-cu12)", stacklevel=4)
+        return None
+    options = faiss.GpuIndexFlatConfig()
+    options.device = gpu
+    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), vectors.dimension, options)
+    for _, block in vectors.blocks(_ROW_BLOCK):
+        index.add(block)
+    return index
+
+
+def _build(vectors: Vectors, settings: IndexSettings) -> faiss.Index:
+    """Make an index of faiss, which learns from a sample and takes the vectors in blocks.
+
+    Raises:
+        ValueError: faiss knows no such index, or it cannot be made of so few vectors.
+    """
+    faiss = _import_faiss()
+    try:
+        index = faiss.index_factory(vectors.dimension, settings.factory, faiss.METRIC_INNER_PRODUCT)
+        _set_parameters(index, settings)
+        if not index.is_trained:
+            index.train(vectors.take(np.arange(0, len(vectors), -(-len(vectors) // _TRAINED_ON))))
+    except RuntimeError as error:
+        reason = str(error).rpartition("Error")[2].strip(": ")[:200]
+        raise ValueError(
+            f"factory {settings.factory!r}: faiss cannot make such an index of {len(vectors)} vectors of "
+            f"{vectors.dimension} dimensions ({reason}); try 'HNSW32', or 'IVF1024,Flat' with fewer lists"
+        ) from None
+    for _, block in vectors.blocks(_ROW_BLOCK):
+        index.add(block)
+    return index
+
+
+def check_factory(settings: IndexSettings, dimension: int) -> None:
+    """Refuse an index that faiss does not know, before vectors are made for it.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if settings.is_exact:
+        return
+    faiss = _import_faiss()
+    try:
+        index = faiss.index_factory(dimension, settings.factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"factory {settings.factory!r}: faiss knows no such index of {dimension} dimensions "
+            f"({str(error)[-100:]}); try HNSW32, or IVF1024,Flat"
+        ) from None
+    _set_parameters(index, settings)
+
+
+def _set_parameters(index: faiss.Index, settings: IndexSettings) -> None:
+    """Set parameters of the search, such as `nprobe=16`; raise ValueError for one that the index has not."""
+    if not settings.parameters:
+        return
+    try:
+        _import_faiss().ParameterSpace().set_index_parameters(index, settings.parameters)
+    except RuntimeError as error:
+        raise ValueError(
+            f"parameters {settings.parameters!r} do not fit an index {settings.factory!r}: expected such as "
+            f"nprobe=16 for IVF or efSearch=64 for HNSW ({str(error)[-100:]})"
+        ) from None
+
+
+def _map_vectors(path: Path) -> Vectors:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there; make an index with `rocketqa index`")
+    try:
+        vectors = map_array(path)
+    except ValueError as error:
+        raise ValueError(f"{path.parent}: {path.name} is damaged, build the index again ({error})") from None
+    if vectors.ndim != 2 or vectors.dtype not in (np.float32, np.float16):
+        given = f"{vectors.dtype} {list(vectors.shape)}"
+        raise ValueError(f"{path}: {given}, expected vectors of float32 or float16: build the index again")
+    return Vectors([vectors])
+
+
+def _read_flat(path: Path) -> Vectors:
+    """The vectors of an index of older versions, an `IndexFlat` of faiss."""
+    faiss, index = _import_faiss(), _read(path)
+    if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        kind = f"a {type(index).__name__} of faiss's metric {index.metric_type}"
+        problem = f"{kind}, expected an IndexFlat of the inner product"
+        raise ValueError(f"{path}: {problem}: build the index again with `rocketqa index`")
+    values = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+    return Vectors([values], owner=index)
 
 
 def _read(path: Path) -> faiss.Index:
-    """Map the vectors from the file; read them where faiss (before 1.11) or the file system cannot map."""
+    """Map an index from the file; read it where faiss (before 1.11) or the file system cannot map."""
     faiss = _import_faiss()
-    for flag in (getattr(faiss, "IO_FLAG_MMAP_IFC", 0), 0):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there; make an index with `rocketqa index`")
+    damage: Exception | None = None
+    for flag in _flags(faiss):
         try:
-            index = faiss.read_index(str(path), flag)
+            return faiss.read_index(str(path), flag)
         except RuntimeError as error:
             damage = error
-            continue
-        if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            kind = f"a {type(index).__name__} of faiss's metric {index.metric_type}"
-            problem = f"{kind}, expected an IndexFlat of the inner product"
-            raise ValueError(f"{path}: {problem}: build the index again with `rocketqa index`")
-        return index
     raise ValueError(f"{path.parent}: {path.name} is damaged, build the index again ({damage})")
+
+
+def _flags(faiss: ModuleType) -> Iterator[int]:
+    yield getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    yield 0

@@ -2,118 +2,164 @@
 
 from __future__ import annotations
 
-import itertools
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from tqdm import tqdm
 
+from rocketqa_paddle.data.candidates import HIT, Candidates, gathered, no_hits
+from rocketqa_paddle.data.dataset import Corpus
+from rocketqa_paddle.data.store import texts_record, write_store
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.records import Hit, Passages, Queries, Run
 from rocketqa_paddle.runtime import device, distributed
-from rocketqa_paddle.runtime.folders import replacing, scratch
-from rocketqa_paddle.runtime.storage import save_array, writing
-from rocketqa_paddle.search.index import CONTENTS, VectorIndex
-from rocketqa_paddle.search.texts import PassageTexts, write_texts
+from rocketqa_paddle.runtime.folders import replacing
+from rocketqa_paddle.search.index import CONTENTS, EXACT, VectorIndex
+from rocketqa_paddle.search.vectors import DType, Shards, Vectors
+from rocketqa_paddle.settings import IndexSettings
 
 _QUERY_BLOCK = 1024  # queries whose hits processes exchange at once
+_PAIR_BLOCK = 1 << 18  # pairs whose texts are in memory at once
 
 
 class CorpusIndex:
     """A corpus encoded by one retriever, ready for any number of searches.
 
-    Each rank encodes and indexes its part of the `passages`, of which it has all, and searches this part for
-    all queries. The best hits of the parts are merged, so that every rank gets the whole run. `vectors` are
-    those of this rank's part if they are known, and `progress` names a progress bar if there is to be one.
+    The ranks share the shards of vectors that the `folder` does not have yet, and each searches its part of
+    the vectors for all queries. The best hits of the parts are merged, so every rank gets the whole run.
+
+    Args:
+        checkpoint: the retriever.
+        corpus: the passages, of which every rank has all.
+        folder: where the vectors are kept until `close`, so that a stopped encoding goes on; a temporary
+            folder when empty.
+        vectors: all vectors, if they are known.
+        digest: of the retriever, if it is known.
+        dtype: of the vectors on the disk.
+        precision: arithmetic of the network for the passages.
+        batch_size: rows computed together.
+        progress: name of the progress bar.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        passages: Passages,
+        corpus: Corpus | Passages,
         *,
-        vectors: np.ndarray | None = None,
+        folder: Path | None = None,
+        vectors: Vectors | None = None,
+        digest: str = "",
+        dtype: DType = "float32",
+        precision: str = "fp32",
         batch_size: int = 64,
         progress: str = "corpus",
     ) -> None:
-        if not passages:
+        if not corpus:
             raise ValueError("the corpus is empty")
+        self._corpus = corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+        self._checkpoint, self._batch_size = checkpoint, batch_size
+        self.digest = digest or checkpoint.digest()
+        self._shards: Shards | None = None
         if vectors is None:
-            own = distributed.shard(list(passages.values()))
-            columns = [passage.title for passage in own], [passage.text for passage in own]
-            vectors = forward.encode_passages(checkpoint, *columns, batch_size=batch_size, progress=progress)
-        self._checkpoint, self._passages, self._batch_size = checkpoint, passages, batch_size
-        ids, self._vectors = distributed.shard(list(passages)), vectors
-        self._local = VectorIndex(vectors, ids, gpu=device.gpu_id()) if len(ids) else None
+            if folder is None:
+                self._temporary = TemporaryDirectory(prefix="rocketqa-")
+                folder = Path(distributed.gather(self._temporary.name)[0]) / "vectors"
+            made_of = {"model": self.digest, "corpus": corpus.fingerprint}
+            self._shards = Shards(folder, len(corpus), dtype, precision=precision, **made_of)
+            with device.arithmetic(precision):
+                self._encode(self._shards, progress)
+            vectors = self._shards.vectors()
+        self._vectors, self._own = vectors, distributed.shard(range(len(corpus)))
+        part = vectors.slice(self._own.start, len(self._own))
+        self._local = VectorIndex(part, self._own, gpu=device.gpu_id()) if self._own else None
+
+    def _encode(self, shards: Shards, progress: str) -> None:
+        """Encode this rank's part of the shards that are missing."""
+        own = distributed.shard(distributed.gather(shards.missing())[0])
+        rows = self._corpus.rows
+        parts = (rows[shards.rows_of(number)] for number in own)
+        columns = ([[p.title for p in part], [p.text for p in part]] for part in parts)
+        count = sum(len(range(len(rows))[shards.rows_of(number)]) for number in own)
+        options = {"batch_size": self._batch_size, "progress": progress}
+        encoded = forward.encode_parts(self._checkpoint, columns, count, **options)
+        for number, vectors in zip(own, encoded, strict=True):
+            shards.write(number, vectors)
+        distributed.barrier()
 
     @classmethod
     def load(
-        cls, folder: str | Path, checkpoint: Checkpoint, passages: Passages, *, batch_size: int = 64
+        cls, folder: str | Path, checkpoint: Checkpoint, corpus: Corpus | Passages, *, batch_size: int = 64
     ) -> CorpusIndex:
         """Read the vectors that `save` wrote instead of encoding the corpus again.
 
         The errors are those of `VectorIndex.load`, and ValueError for the index of another corpus.
         """
-        whole = VectorIndex.load(folder, checkpoint.digest())
-        texts = PassageTexts(folder, whole.ids)
-        if whole.ids != list(passages) or any(map(operator.ne, texts, passages.values())):
+        whole = VectorIndex.load(folder, digest := checkpoint.digest())
+        corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+        if texts_record(folder)["fingerprint"] != corpus.fingerprint:
             raise ValueError(f"{folder}: the index of another corpus")
-        rows = distributed.shard(range(len(whole)))
-        return cls(checkpoint, passages, vectors=whole.vectors(rows.start, len(rows)), batch_size=batch_size)
+        return cls(checkpoint, corpus, vectors=whole.all, digest=digest, batch_size=batch_size)
 
-    def search(self, queries: Queries, k: int) -> Run:
+    def search(self, queries: Queries, k: int) -> Candidates:
         """Find the `k` best passages of every query by inner product."""
-        ids, run = list(queries), {}
-        blocks = range(0, len(ids), _QUERY_BLOCK)
-        silent = not distributed.is_main()
-        for start in tqdm(blocks, desc="search", unit=" blocks", leave=False, disable=silent):
-            block = ids[start : start + _QUERY_BLOCK]
-            texts = [queries[query_id].text for query_id in block]
-            vectors = forward.encode_queries(self._checkpoint, texts, batch_size=self._batch_size)
-            local = to_run(block, self._local.ids, *self._local.search(vectors, k)) if self._local else {}
-            run |= merge(distributed.gather(local), k)
-        return run
+        hits = np.concatenate([no_hits(0, min(k, len(self._corpus))), *self.blocks(queries, k)])
+        return Candidates(list(queries), self._corpus.ids, hits)
 
-    def save(self, folder: str | Path, model: str) -> None:
+    def blocks(self, queries: Queries, k: int) -> Iterator[np.ndarray]:
+        """Yield the hits of the queries in blocks, `[queries, k]` of the type `candidates.HIT`."""
+        ids, k = list(queries), min(k, len(self._corpus))
+        silent = not distributed.is_main()
+        for start in tqdm(
+            range(0, len(ids), _QUERY_BLOCK), desc="search", unit=" blocks", leave=False, disable=silent
+        ):
+            texts = [queries[query_id].text for query_id in ids[start : start + _QUERY_BLOCK]]
+            vectors = forward.encode_queries(self._checkpoint, texts, batch_size=self._batch_size)
+            local = no_hits(len(texts), 0)
+            if self._local:
+                scores, rows = self._local.search(vectors, k)
+                local = as_hits(scores, rows + self._own.start)
+            yield merge(distributed.gather(local), k)
+
+    def save(self, folder: str | Path, model: str, settings: IndexSettings = EXACT) -> None:
         """Write the whole corpus as one index folder, with its texts, which replaces an older one.
 
-        Every rank writes its vectors to a file; rank 0 then joins them, with one such file in memory at a
-        time. `model` is the digest of the checkpoint. Files of something else raise ValueError.
+        Rank 0 does. `model` is the digest of the checkpoint. Files of something else raise ValueError.
         """
-        with scratch(folder, keep=not distributed.is_main()) as parts:
-            with writing(parts):
-                save_array(parts / f"{distributed.rank():05d}.npy", self._vectors)
-            distributed.barrier()
-            if distributed.is_main():
-                with replacing(folder, CONTENTS) as new:
-                    vectors = (np.load(parts / f"{r:05d}.npy") for r in range(distributed.world_size()))
-                    texts = write_texts(new, self._passages.values())
-                    VectorIndex(vectors, list(self._passages), model).save(new, texts)
+        if distributed.is_main():
+            with replacing(folder, CONTENTS) as new:
+                texts = write_store(new, self._corpus.passages)
+                VectorIndex(self._vectors, self._corpus.ids, model, settings=settings).save(new, texts)
         distributed.barrier()
+
+    def close(self) -> None:
+        """Delete the vectors on the disk. Every rank calls it when it is done with the index."""
+        if self._shards:
+            self._local = self._vectors = None
+            self._shards.remove()
+
+
+def as_hits(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Put scores and rows, `[queries, k]`, into one array of the type `candidates.HIT`."""
+    hits = np.empty(rows.shape, HIT)
+    hits["row"], hits["score"] = rows, scores
+    return hits
+
+
+def merge(parts: Sequence[np.ndarray], k: int) -> np.ndarray:
+    """Keep the `k` best hits of each query, `[queries, k]`, from those in separate parts of a corpus."""
+    hits = np.concatenate(parts, axis=1)
+    best = np.lexsort((hits["row"], -hits["score"]))[:, :k]
+    return np.take_along_axis(hits, best, axis=1)
 
 
 def to_run(
     query_ids: Sequence[str], passage_ids: Sequence[str], scores: np.ndarray, rows: np.ndarray
-) -> dict[str, list[Hit]]:
-    """Turn scores and rows of passages, both `[queries, k]` and best first, into hits."""
-    return {
-        query_id: to_hits(query_id, zip((passage_ids[row] for row in best), values, strict=True))
-        for query_id, best, values in zip(query_ids, rows.tolist(), scores.tolist(), strict=True)
-    }
-
-
-def merge(runs: Sequence[Run], k: int) -> dict[str, list[Hit]]:
-    """Keep the `k` best hits of each query from runs over separate parts of a corpus."""
-    if len(runs) == 1:
-        return {query_id: hits[:k] for query_id, hits in runs[0].items()}
-    merged = {}
-    for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
-        hits = [(hit.passage_id, hit.score) for run in runs for hit in run.get(query_id, [])]
-        merged[query_id] = to_hits(query_id, sorted(hits, key=lambda hit: -hit[1])[:k])
-    return merged
+) -> Candidates:
+    """Turn scores and rows of passages, both `[queries, k]` and best first, into a run."""
+    return Candidates(list(query_ids), passage_ids, as_hits(scores, rows))
 
 
 def to_hits(query_id: str, scored: Iterable[tuple[str, float]]) -> list[Hit]:
@@ -130,22 +176,43 @@ def rerank(
     *,
     batch_size: int = 64,
     progress: str = "re-rank",
-) -> Run:
+) -> Candidates:
     """Order the first `depth` hits of every query by the cross encoder. Processes share the queries.
 
     The deeper hits follow in their old order, each with 1 less than the score before it, so that scores fall
-    throughout. A query without hits is left out.
+    throughout. A query without hits stays without.
     """
-    hits = [hit for query_id in distributed.shard(list(run)) for hit in run[query_id][:depth]]
-    found = [passages[hit.passage_id] for hit in hits]
-    columns = [queries[hit.query_id].text for hit in hits], [p.title for p in found], [p.text for p in found]
-    scores = forward.score_pairs(checkpoint, *columns, batch_size=batch_size, progress=progress)
-    own = [(h.query_id, h.passage_id, s) for h, s in zip(hits, scores.reshape(-1).tolist(), strict=True)]
-    by_query: dict[str, list[tuple[str, float]]] = {}
-    for query_id, passage_id, score in itertools.chain(*distributed.gather(own)):
-        by_query.setdefault(query_id, []).append((passage_id, score))
-    for query_id, scored in by_query.items():
-        scored.sort(key=lambda item: -item[1])
-        last = scored[-1][1]
-        scored += [(hit.passage_id, last - n) for n, hit in enumerate(run[query_id][depth:], 1)]
-    return {query_id: to_hits(query_id, scored) for query_id, scored in by_query.items()}
+    found = gathered(run)
+    places = distributed.shard(range(len(found)))
+    own = np.array(found.hits[places.start : places.stop])
+    read = own[:, :depth]
+    ids, there = found.queries[places.start : places.stop], read["row"] >= 0
+    pairs = _pairs(ids, read["row"], found.passages, passages, queries)
+    options = {"batch_size": batch_size, "progress": progress}
+    scores = [*forward.score_parts(checkpoint, pairs, int(there.sum()), **options)]
+    read["score"][there] = np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in scores)])
+    read["score"][~there] = -np.inf
+    order = np.argsort(-read["score"], axis=1, kind="stable")
+    read[:] = np.take_along_axis(read, order, axis=1)
+    _continue(own, depth)
+    hits = np.concatenate(distributed.gather(own))
+    return Candidates(found.queries, found.passages, hits)
+
+
+def _pairs(
+    query_ids: Sequence[str], rows: np.ndarray, ids: Sequence[str], passages: Passages, queries: Queries
+) -> Iterator[list[list[str]]]:
+    """Yield the texts of pairs in parts: queries, titles and texts."""
+    step = max(1, _PAIR_BLOCK // max(1, rows.shape[1]))
+    for start in range(0, len(query_ids), step):
+        block = zip(query_ids[start : start + step], rows[start : start + step].tolist(), strict=True)
+        pairs = [(queries[id].text, passages[ids[row]]) for id, best in block for row in best if row >= 0]
+        if pairs:
+            yield [[text for text, _ in pairs], [p.title for _, p in pairs], [p.text for _, p in pairs]]
+
+
+def _continue(hits: np.ndarray, depth: int) -> None:
+    """Give the hits behind `depth` scores that fall by 1 from the last of those before, in place."""
+    rest = hits[:, depth:]
+    last = np.where(hits["row"][:, :depth] >= 0, hits["score"][:, :depth], np.inf).min(axis=1, initial=np.inf)
+    rest["score"] = last[:, None] - np.arange(1, rest.shape[1] + 1)

@@ -114,14 +114,14 @@ def trainers():
 def whole(data, tmp_path_factory, encoded, trainers):
     """The settings of a comparison that nothing interrupted."""
     settings = make(tmp_path_factory.mktemp("whole") / "run", data)
-    original = forward.encode_passages
+    original = forward.encode_parts
 
     def spy(checkpoint, *columns, **keywords):
         encoded.append(checkpoint.digest())
         return original(checkpoint, *columns, **keywords)
 
     with pytest.MonkeyPatch.context() as patch, running.spied() as made:
-        patch.setattr(forward, "encode_passages", spy)
+        patch.setattr(forward, "encode_parts", spy)
         compare(settings)
     trainers.update(made)
     return settings
@@ -182,7 +182,7 @@ def test_every_row_is_a_whole_run(whole):
     folder = Path(whole.output)
     rows = {folder_name(row) for row in ROWS}
     files = {"config.yaml", "report.md", "curves.png", "steps.md", "metrics.jsonl"}
-    assert {path.name for path in folder.iterdir()} == {*files, "initial", "warm-up", "best", *rows}
+    assert {path.name for path in folder.iterdir()} == {*files, "corpus", "initial", "warm-up", "best", *rows}
     for row in ["", *rows]:
         for part in ("best/retriever", "best/index", "best/engine.json", "steps.md", "metrics.jsonl"):
             assert (folder / row / part).exists(), (row, part)
@@ -268,8 +268,10 @@ def test_the_corpus_is_encoded_once_for_the_warm_up(whole, encoded):
     ],
 )
 def test_what_several_rows_search_and_score_is_shared(whole, name):
-    [file] = [path for path in (Path(whole.output) / "warm-up").iterdir() if path.name.startswith(f"{name}.")]
-    assert re.fullmatch(rf"{name}\.[0-9a-f]{{16}}\.tsv", file.name) and file.stat().st_size
+    [file] = [
+        path for path in (Path(whole.output) / "warm-up").iterdir() if re.match(rf"{name}\..*npy", path.name)
+    ]
+    assert re.fullmatch(rf"{name}\.[0-9a-f]{{16}}\.npy", file.name) and file.stat().st_size
 
 
 # What it tells ------------------------------------------------------------------------------------
@@ -442,7 +444,7 @@ def test_a_mistake_is_told_before_any_work(data, tmp_path, monkeypatch, changes,
     running.forbid(monkeypatch, running.NETWORKS)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         compare(make(tmp_path / "run", data, **changes))
-    assert not (tmp_path / "run").exists()
+    assert [*(tmp_path / "run").glob("*")] in ([], [tmp_path / "run" / "corpus"])
 
 
 def test_folders_of_other_runs_are_refused(whole, data, tmp_path, monkeypatch):
@@ -480,11 +482,11 @@ def test_a_system_that_cannot_be_trained_is_named(copied, monkeypatch):
 
     What the new row needs of the warm-up is found with the index of `best/`.
     """
-    running.forbid(monkeypatch, [*running.TRAINING, (forward, "encode_passages")])
+    running.forbid(monkeypatch, [*running.TRAINING, (forward, "encode_parts")])
     hopeless = {**ROWS["RocketQA"], "denoising": {**DENOISING, "negative_below": 1e-6}}
     with pytest.raises(ValueError, match="^Mine: no candidate has a probability below 1e-06"):
         compare(dataclasses.replace(copied, systems={"Mine": hopeless}))
-    [found] = (Path(copied.output) / "warm-up").glob("hits.train.labelled.*.tsv")
+    [found] = (Path(copied.output) / "warm-up").glob("hits.train.labelled.*.npy")
     assert found.stat().st_size
 
 

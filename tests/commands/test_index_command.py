@@ -115,7 +115,7 @@ def test_an_index_is_replaced_but_nothing_else_is_lost(
     capsys.readouterr()
     (tmp_path / "index" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "index" / name).write_text("mine")
-    monkeypatch.setattr(retrieval.forward, "encode_passages", None)  # it is refused before any work
+    monkeypatch.setattr(retrieval.forward, "encode_parts", None)  # it is refused before any work
     assert f"{tmp_path}/index holds {name}, which would be lost" in fails("index", *flags)
     assert (tmp_path / "index" / name).read_text() == "mine"
     assert len(VectorIndex.load(tmp_path / "index")) == 60

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import toy
 
 from rocketqa_paddle.data import dataset
 from rocketqa_paddle.data.collections import read_collection
+from rocketqa_paddle.data.dataset import Corpus
 from rocketqa_paddle.runs.artefacts import described
 from rocketqa_paddle.runtime.storage import file_fingerprint, fingerprint
 from rocketqa_paddle.settings import DataSettings
@@ -21,7 +23,7 @@ def folder(tmp_path):
 
 
 def load(folder, **settings) -> dataset.Dataset:
-    return dataset.load(DataSettings(folder=str(folder), **settings))
+    return dataset.load(DataSettings(folder=str(folder), **settings), Path(folder).with_name("corpus"))
 
 
 def add(path, *lines) -> None:
@@ -133,7 +135,8 @@ def test_fingerprints_name_content_and_order(folder, tmp_path):
     passages = list(toy.collection().passages.values())
     name = fingerprint(passages)
     assert name == hashlib.sha256("".join(map(repr, passages)).encode()).hexdigest()[:16]
-    assert name == fingerprint(load(folder).corpus.passages.values()) == load(folder).corpus.fingerprint
+    assert name == fingerprint(load(folder).corpus.rows)
+    assert load(folder).corpus.fingerprint == Corpus(dict(load(folder).corpus.passages.items())).fingerprint
     assert name != fingerprint(passages[::-1])
     assert name != fingerprint(passages[:-1])
     (tmp_path / "a").write_bytes(b"x" * 3_000_000)

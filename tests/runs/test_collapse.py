@@ -61,7 +61,7 @@ class Dev:
                 ids[rank - 1] = f"p{i}"
             hits[query] = to_hits(query, [(id, 7 - spread * n / DEPTH) for n, id in enumerate(ids)])
         made_of = {"model": model} | ({"hits": over} if over else {})
-        return StoredRun(f"{model.step}/hits.dev", made_of, lambda _: hits, self.dev, DEPTH)
+        return StoredRun(f"{model.step}/hits.dev", made_of, lambda _: hits, self.dev, DEPTH, exported=False)
 
     def check(self, model, ranks, **run) -> None:
         self.checked.check(model, self.run(model, ranks, **run))

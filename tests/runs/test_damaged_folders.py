@@ -9,14 +9,14 @@ import pytest
 import running
 
 
-def told(settings, folder: Path, file: str, content: bytes | str) -> str:
-    """Write a file into a copy of a run, and return what going on is refused with."""
+def told(settings, folder: Path, file: str, content: bytes | str, of: str = "") -> str:
+    """Write a file into a copy of a run, and return what going on is refused with, about it or another."""
     copy = running.copied(settings, folder)
     path = Path(copy.output) / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError) as error:
         running.train(copy)
-    message = str(error.value)
+    message, path = str(error.value), Path(copy.output) / (of or file)
     assert message.startswith(str(path)), message
     return message.removeprefix(str(path))
 
@@ -60,14 +60,15 @@ def test_a_damaged_state(stopped, tmp_path, change, message):
 
 
 def test_a_run_of_hits_with_another_id_or_cut_off(stopped, tmp_path):
-    file = "round-001/hits.train.round-002.tsv"
-    whole = running.text(stopped, file)
-    query, passage = whole.split("\t")[:2]
-    for number, content in enumerate(
-        (whole.replace(query, "unknown", 1), whole.replace(passage, "unknown", 1), whole[: len(whole) // 2])
-    ):
+    file = "round-001/hits.train.round-002.npy"
+    whole = (Path(stopped.output) / file).read_bytes()
+    for number, content in enumerate((whole[:-8] + bytes(8), whole[: len(whole) // 2])):
         message = told(stopped, tmp_path / str(number), file, content)
         assert message == ": cut off or changed since it was written: remove it, to make it again"
+    queries = file.replace(".npy", ".queries.txt")
+    ids = running.text(stopped, queries)
+    message = told(stopped, tmp_path / "ids", queries, ids.replace(ids.split()[0], "unknown", 1), of=file)
+    assert message == ": the ids of its queries are not those that were written: remove it, to make it again"
 
 
 def test_best_with_models_of_no_kind_is_made_again(finished, tmp_path):

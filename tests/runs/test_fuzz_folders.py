@@ -11,7 +11,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mutations import mutated
 
-RECORDS = ("*/step.json", "metrics.jsonl", "config.yaml", "best/*.json", "*/*.tsv", "last/*", "steps.md")
+RECORDS = (
+    "*/step.json",
+    "metrics.jsonl",
+    "config.yaml",
+    "best/*.json",
+    "*/*.tsv",
+    "*/*.npy",
+    "corpus/*",
+    "last/*",
+    "steps.md",
+)
 """What a run reads in its folder beside models and the index, which have tests of their own."""
 
 

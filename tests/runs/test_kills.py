@@ -72,7 +72,7 @@ def test_no_death_of_very_many_does_harm(data, tmp_path, system):
 def test_runs_that_a_walk_no_longer_names_are_removed(data, tmp_path):
     settings = running.rocketqav2(tmp_path / "run", data)
     running.train(settings)
-    assert len(list((tmp_path / "run").glob("*/scored.*"))) == 2
+    assert len(list((tmp_path / "run").glob("*/scored.*.npy"))) == 2
     undenoised = running.change(settings, "joint.groups", sources=["random"])
     running.train(undenoised)
     alone = dataclasses.replace(undenoised, output=str(tmp_path / "alone"))
@@ -94,6 +94,7 @@ def test_a_death_while_runs_are_removed_leaves_none_behind(data, tmp_path):
         died = killed_at(change, lambda folder=folder: clean(folder))
         clean(folder)
         assert not list((folder / "round-001").glob("*.tsv"))
+        assert not list((folder / "round-001").glob("*.npy"))
         if not died:
             break
     assert change > 3

@@ -31,8 +31,7 @@ def counts(monkeypatch) -> Counter:
 
         monkeypatch.setattr(owner, name, counting)
 
-    count(searches, "read_run", "runs parsed")
-    count(searches, "write_run", "runs written")
+    count(searches, "write_hits", "runs written")
     count(metrics, "evaluate_queries", "runs measured")
     count(checkpoints, "save", "checkpoints written")
     count(checkpoints, "load", "checkpoints read")
@@ -47,14 +46,13 @@ def test_a_run_of_two_rounds_does_nothing_twice(data, tmp_path, counts):
     counts.clear()
     Run(settings).go(system)
 
-    files = sorted(path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.tsv"))
+    files = sorted(path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.queries.txt"))
     models = 6  # two of the warm-up and of each round
     on_dev, on_test = (
-        len([f for f in files if f.match(f"reranked.*.{name}.tsv")]) for name in ("dev", "test")
+        len([f for f in files if f.match(f"reranked.*.{name}.queries.txt")]) for name in ("dev", "test")
     )
     measured = (4 + on_dev) + (4 + on_test)  # the retrievers, and what re-rankers made of their hits
     assert counts["runs written"] == len(files)
-    assert counts["runs parsed"] == 0
     assert counts["runs measured"] == measured
     assert counts["checkpoints written"] == models
     # The initial retriever is the first in `best/`; the model that is read is compared with its record.
@@ -69,6 +67,6 @@ def test_a_run_of_two_rounds_does_nothing_twice(data, tmp_path, counts):
 
     counts.clear()
     Run(settings).go(system)  # everything is there: only the report measures, and the choice of a re-ranker
-    assert counts["runs parsed"] == counts["runs measured"] == (4 + on_test) + 2
+    assert counts["runs measured"] == (4 + on_test) + 2
     assert counts["runs written"] == counts["checkpoints written"] == 0
     assert counts["checkpoints hashed"] == len(running.best_record(settings))  # the models in `best/`

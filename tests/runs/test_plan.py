@@ -156,7 +156,7 @@ def test_the_disk_of_a_step_is_about_what_it_takes(warmed_up):
     for kind, size in sizes.items():
         taken = (folder / "warm-up" / kind.value / "model.safetensors").stat().st_size
         assert size <= taken < size + 20_000  # the names of the tensors
-    hits = sum(path.stat().st_size for path in (folder / "warm-up").glob("hits.*.tsv"))
+    hits = sum(path.stat().st_size for path in (folder / "warm-up").glob("hits.*.npy"))
     estimate = plan._disk(planned.steps["warm-up"].work, sizes) - sum(sizes.values())
     assert hits / 2 < estimate < 2 * hits
     index = sum(path.stat().st_size for path in (folder / "best" / "index").iterdir())

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import toy
 
+from rocketqa_paddle.data.store import PassageTexts
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.search.index import VectorIndex
-from rocketqa_paddle.search.texts import PassageTexts
 
 # They add the same to all scores of a softmax: their gradient is rounding alone, which Adam scales to a step.
 NO_GRADIENT = (

@@ -14,10 +14,10 @@ import toy
 import rocketqa_paddle
 from rocketqa_paddle import SearchEngine, checkpoints
 from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.data.store import OFFSETS, TEXTS
 from rocketqa_paddle.records import Passage, Query
 from rocketqa_paddle.search import engine, retrieval
 from rocketqa_paddle.search.index import is_whole
-from rocketqa_paddle.search.texts import OFFSETS, TEXTS
 
 PASSAGES = toy.collection().passages
 QUERIES = ["where is a red dog", "blue cat", "look for some green whale"]
@@ -203,7 +203,7 @@ def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> Non
 def test_damage_to_an_index_is_noticed_by_who_wants_to_keep_it(copied: Path) -> None:
     folder = copied / "index"
     assert is_whole(folder)
-    for name in ("meta.json", "index.faiss", "ids.txt", TEXTS):
+    for name in ("meta.json", "vectors.npy", "ids.txt", TEXTS):
         content = (folder / name).read_bytes()
         for damaged in (content[:-3], content.replace(b"dog", b"cat") if name == TEXTS else b""):
             (folder / name).write_bytes(damaged)

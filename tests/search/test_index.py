@@ -13,6 +13,8 @@ import toy
 
 from rocketqa_paddle.search import index as index_file
 from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.search.vectors import Vectors
+from rocketqa_paddle.settings import IndexSettings
 
 IDS = [f"p{i}" for i in range(20)]
 
@@ -88,6 +90,63 @@ def test_vectors_of_nan_are_refused(vectors: np.ndarray) -> None:
         VectorIndex(vectors, IDS).search(np.full((1, 8), np.nan, np.float32), 3)
 
 
+@pytest.mark.parametrize("parts", [1, 3, 20])
+def test_parts_and_ties_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    """Of equal scores the lower row comes first, whatever is computed together."""
+    rng = np.random.default_rng(2)
+    vectors = rng.standard_normal((4, 24)).astype(np.float32)[rng.integers(0, 4, 300)]
+    queries = rng.standard_normal((40, 24)).astype(np.float32)
+    products = np.einsum("qd,nd->qn", queries, vectors)
+    expected = np.lexsort((np.broadcast_to(np.arange(300), products.shape), -products))[:, :90]
+    monkeypatch.setattr(index_file, "_ROW_BLOCK", 64)
+    index = VectorIndex(Vectors(np.array_split(vectors, parts)), range(300))
+    for given in (queries, queries[:1]):
+        np.testing.assert_array_equal(index.search(given, 90)[1], expected[: len(given)])
+
+
+@pytest.mark.parametrize("factory", ["HNSW8", "IVF4,Flat", "SQfp16", "PCA16,Flat", "IVF4,PQ4x4"])
+def test_an_approximate_index_scores_by_the_vectors(tmp_path: Path, factory: str) -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.standard_normal((400, 32)).astype(np.float32)
+    parameters = "nprobe=4" if factory.startswith("IVF") else ""
+    settings = IndexSettings(factory, parameters, candidates=400)
+    index = VectorIndex(vectors, [f"p{i}" for i in range(400)], "m", settings=settings)
+    index.save(tmp_path)
+    exact = VectorIndex(vectors, range(400)).search(vectors[:30], 5)
+    again = VectorIndex.load(tmp_path, "m")
+    assert again.settings == settings
+    for found in (index.search(vectors[:30], 5), again.search(vectors[:30], 5)):
+        if factory != "HNSW8":  # which may miss one, though it is asked for all
+            np.testing.assert_array_equal(found[1], exact[1])
+        same = found[1] == exact[1]
+        assert same.mean() > 0.9
+        np.testing.assert_array_equal(found[0][same], exact[0][same])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"factory": "IVF4,Flatt"}, "factory 'IVF4,Flatt': faiss knows no such index of 32 dimensions"),
+        ({"factory": "PQ5"}, "factory 'PQ5'"),
+        ({"factory": "HNSW8", "parameters": "nprobe=4"}, "parameters 'nprobe=4' do not fit an index 'HNSW8'"),
+        ({"factory": "IVF4,Flat", "parameters": "nprobe"}, "parameters 'nprobe' do not fit"),
+    ],
+)
+def test_an_index_that_faiss_does_not_know_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        index_file.check_factory(IndexSettings(**settings), 32)
+
+
+def test_an_index_that_cannot_learn_from_so_few_vectors_is_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="cannot make such an index of 20 vectors of 8 dimensions"):
+        VectorIndex(vectors, IDS, settings=IndexSettings("IVF64,Flat"))
+
+
+def test_parameters_without_an_approximate_index_are_refused() -> None:
+    with pytest.raises(ValueError, match="are for an approximate index: choose a factory"):
+        IndexSettings(parameters="nprobe=4")
+
+
 # Folders ----------------------------------------------------------------------------------------
 
 
@@ -101,11 +160,11 @@ def test_a_saved_index_searches_the_same(folder: Path, vectors: np.ndarray) -> N
 
 
 def test_what_the_folder_holds(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == {"index.faiss", "ids.txt", "meta.json"}
+    assert {path.name for path in folder.iterdir()} == {"vectors.npy", "ids.txt", "meta.json"}
     meta = json.loads((folder / "meta.json").read_text())
     assert meta.pop("content").keys() == {"every", "fingerprint"}
     assert meta == {
-        "format_version": 2,
+        "format_version": 3,
         "dimension": 8,
         "metric": "inner_product",
         "count": 20,
@@ -125,17 +184,34 @@ def test_ids_with_unusual_separators_come_back(tmp_path: Path, odd: str) -> None
     assert VectorIndex.load(tmp_path).ids == [odd, "c"]
 
 
-def test_a_folder_of_the_first_version_is_read(folder: Path, vectors: np.ndarray) -> None:
+def as_before(folder: Path, other: faiss.Index, version: int = 2) -> None:
+    """Make the folder one of an older version, which kept the vectors in faiss's file."""
+    faiss.write_index(other, str(folder / "index.faiss"))
+    (folder / "vectors.npy").unlink()
     meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": 1}))
-    np.testing.assert_array_equal(VectorIndex.load(folder, "made-me").vectors(0, 20), vectors)
+    (folder / "meta.json").write_text(json.dumps({**meta, "format_version": version}))
+
+
+def flat(vectors: np.ndarray) -> faiss.Index:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_folder_of_an_older_version_is_read(folder: Path, vectors: np.ndarray, version: int) -> None:
+    expected = VectorIndex.load(folder).search(vectors, 4)
+    as_before(folder, flat(vectors), version)
+    loaded = VectorIndex.load(folder, "made-me")
+    np.testing.assert_array_equal(loaded.vectors(0, 20), vectors)
+    np.testing.assert_array_equal(loaded.search(vectors, 4), expected)
 
 
 @pytest.mark.parametrize("kind", ["IndexFlatL2(8)", "IndexHNSWFlat(8, 4)", "IndexFlat(8, 4)"])
 def test_an_index_of_another_kind_or_metric_is_refused(folder: Path, vectors: np.ndarray, kind: str) -> None:
     other = eval(f"faiss.{kind}")
     other.add(vectors)
-    faiss.write_index(other, str(folder / "index.faiss"))
+    as_before(folder, other)
     with pytest.raises(
         ValueError, match=r"index.faiss: a IndexH?.* expected an IndexFlat of the inner product"
     ):
@@ -144,15 +220,14 @@ def test_an_index_of_another_kind_or_metric_is_refused(folder: Path, vectors: np
 
 def damaged(folder: Path, vectors: np.ndarray, value: float) -> None:
     """Write an index in which one number of row 13 is not finite, as `VectorIndex` does not."""
-    other = faiss.IndexFlatIP(8)
-    other.add(np.where(np.arange(160).reshape(20, 8) == 13 * 8 + 3, value, vectors).astype(np.float32))
-    faiss.write_index(other, str(folder / "index.faiss"))
+    other = np.where(np.arange(160).reshape(20, 8) == 13 * 8 + 3, value, vectors).astype(np.float32)
+    np.save(folder / "vectors.npy", other)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_vectors_of_nan_are_refused_when_they_are_opened(folder: Path, vectors: np.ndarray, value) -> None:
     damaged(folder, vectors, value)
-    with pytest.raises(ValueError, match="index.faiss holds NaN or infinity: build the index again"):
+    with pytest.raises(ValueError, match="vectors.npy holds NaN or infinity: build the index again"):
         VectorIndex.load(folder)
 
 
@@ -173,21 +248,21 @@ def test_a_loaded_index_can_be_saved_where_it_came_from(folder: Path, vectors: n
     VectorIndex.load(folder).save(folder)
     again = VectorIndex.load(folder, "made-me")
     np.testing.assert_array_equal(again.vectors(0, 20), vectors)
-    assert {path.name for path in folder.iterdir()} == {"index.faiss", "ids.txt", "meta.json"}
+    assert {path.name for path in folder.iterdir()} == {"vectors.npy", "ids.txt", "meta.json"}
 
 
-@pytest.mark.skipif(not hasattr(faiss, "IO_FLAG_MMAP_IFC"), reason="faiss before 1.11 reads them")
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="not Linux")
 def test_vectors_are_mapped_from_the_file(tmp_path: Path) -> None:
     """So that all processes of a machine share them."""
     vectors = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
     VectorIndex(vectors, [f"p{i}" for i in range(1000)]).save(tmp_path)
     index = VectorIndex.load(tmp_path)
-    assert str(tmp_path / "index.faiss") in Path("/proc/self/maps").read_text()
+    assert str(tmp_path / "vectors.npy") in Path("/proc/self/maps").read_text()
     np.testing.assert_array_equal(index.vectors(990, 10), vectors[990:])
 
 
-def test_vectors_are_read_where_they_cannot_be_mapped(folder: Path, vectors: np.ndarray, monkeypatch) -> None:
+def test_an_index_is_read_where_it_cannot_be_mapped(folder: Path, vectors: np.ndarray, monkeypatch) -> None:
+    as_before(folder, flat(vectors))
     read = faiss.read_index
 
     def without_mapping(path: str, flag: int) -> faiss.Index:
@@ -205,7 +280,7 @@ def test_another_model_is_refused_and_no_model_is_not_checked(folder: Path) -> N
     assert len(VectorIndex.load(folder)) == 20
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "ids.txt", "meta.json"])
+@pytest.mark.parametrize("name", ["vectors.npy", "ids.txt", "meta.json"])
 def test_a_folder_without_a_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name}: not there; make an index"):
@@ -223,7 +298,7 @@ def test_a_folder_that_disagrees_with_itself_is_refused(folder: Path) -> None:
         VectorIndex.load(folder)
 
 
-@pytest.mark.parametrize("name, text", [("index.faiss", "cut off"), ("meta.json", "{"), ("meta.json", "{}")])
+@pytest.mark.parametrize("name, text", [("vectors.npy", "cut off"), ("meta.json", "{"), ("meta.json", "{}")])
 def test_a_damaged_file_is_named(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=str(folder)):
@@ -231,14 +306,14 @@ def test_a_damaged_file_is_named(folder: Path, name: str, text: str) -> None:
 
 
 def test_a_file_that_is_cut_off_is_named(folder: Path) -> None:
-    path = folder / "index.faiss"
+    path = folder / "vectors.npy"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="index.faiss is damaged, build the index again"):
+    with pytest.raises(ValueError, match="vectors.npy is damaged, build the index again"):
         VectorIndex.load(folder, "made-me")
 
 
 @pytest.mark.parametrize(
-    "change", [{"format_version": 3}, {"format_version": [2]}, {"dimension": 9}, {"metric": "l2"}]
+    "change", [{"format_version": 4}, {"format_version": [2]}, {"dimension": 9}, {"metric": "l2"}]
 )
 def test_a_meta_json_that_does_not_fit_is_refused(folder: Path, change: dict) -> None:
     meta = json.loads((folder / "meta.json").read_text())
@@ -265,6 +340,6 @@ except OSError as error:
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     """A limit on the size of files stands for it."""
     done = toy.run(sys.executable, "-c", LIMITED, cwd=tmp_path)
-    assert "index.faiss: could not be written (" in done.stdout, done.stderr
+    assert "vectors.npy: could not be written (" in done.stdout, done.stderr
     assert "write elsewhere, or make room" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -73,7 +73,7 @@ def test_the_run_folder_is_whole(whole):
     found |= {"warm-up/hits.train.reranker", "warm-up/hits.train.round-001"}
     found |= {"round-001/hits.train.round-002"}
     trained = {"initial": [], **dict.fromkeys(NAMES[1:], ["retriever", "reranker"])}
-    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.(dev|test)\.tsv")
+    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.(dev|test)\..*")
     running.check_best(whole)
 
 
@@ -249,7 +249,7 @@ def test_starting_again_computes_nothing(whole):
         pytest.param(kill_after(Trainer, "fit", 3), id="killed before the ranker is saved"),
         pytest.param(kill_after(Trainer, "fit", 6), id="killed before the last retriever is saved"),
         pytest.param(kill_before(searches.Searches, "encode_corpus", 3), id="killed before the refresh"),
-        pytest.param(kill_after(searches, "write_run", 9), id="killed between two runs"),
+        pytest.param(kill_after(searches, "write_hits", 9), id="killed between two runs"),
     ],
 )
 def test_a_stopped_run_ends_as_the_uninterrupted_one(whole, tmp_path, stop):
@@ -322,18 +322,18 @@ def test_the_old_engine_serves_until_the_new_one_is_whole(copied, monkeypatch):
         for model in step.models
         if model.kind is Model.RETRIEVER and step.name != running.best_step(copied, "retriever")
     )
-    write_texts, seen = retrieval.write_texts, []
+    write_store, seen = retrieval.write_store, []
 
     def both() -> tuple[str, str]:
         meta = json.loads((folder / "best/index/meta.json").read_text())
         return checkpoints.load(folder / "best/retriever").digest(), meta["model"]
 
     def look(index, passages):
-        write_texts(index, passages)
         seen.append(both())
+        return write_store(index, passages)
 
     before = both()
-    monkeypatch.setattr(retrieval, "write_texts", look)
+    monkeypatch.setattr(retrieval, "write_store", look)
     index = CorpusIndex(other.value(), run.corpus.passages, progress="")
     best.keep(other, "It is another.", other.value().digest(), index)
     assert seen == [before]

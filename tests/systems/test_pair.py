@@ -57,7 +57,7 @@ def test_the_run_folder_is_whole(whole):
     scored = "teacher_reranker/scored.teacher_retriever.train"
     found |= {f"{scored}.labelled", f"{scored}.unlabelled", "teacher_reranker/reranked.teacher_retriever.dev"}
     trained = {step: ["retriever" if step in TITLES else "reranker"] for step in STEPS}
-    running.check_files(whole, trained, found, ignored=r"teacher_reranker/reranked\.\w+\.(dev|test)\.tsv")
+    running.check_files(whole, trained, found, ignored=r"teacher_reranker/reranked\.\w+\.(dev|test)\..*")
     running.check_best(whole)
 
 
@@ -180,14 +180,14 @@ def test_a_finished_retriever_is_the_teacher(whole, tmp_path, monkeypatch, capsy
     settings = running.begun(whole, tmp_path / "run")
     settings = change(settings, "teacher_retriever", init=str(given), queries=0)
     settings = change(change(settings, "data", unlabelled=None), "pretraining", batch_size=4)
-    encoded, original = [], forward.encode_passages
+    encoded, original = [], forward.encode_parts
 
     def spy(checkpoint, *columns, **keywords):
         encoded.append(checkpoint.digest())
         return original(checkpoint, *columns, **keywords)
 
     with monkeypatch.context() as patch, running.spied() as trainers:
-        patch.setattr(forward, "encode_passages", spy)
+        patch.setattr(forward, "encode_parts", spy)
         train(settings)
     assert checkpoints.load(place(settings, "teacher_retriever")).digest() == teacher.digest()
     assert teacher.digest() not in encoded

@@ -29,7 +29,7 @@ from rocketqa_paddle.systems.rocketqa.settings import DenoisingSettings, FirstRe
 STEPS = ["step1", "step2", "step3", "step4"]
 TITLES = dict(zip(STEPS, ("step 1 (M_D0)", "step 2 (M_C)", "step 3 (M_D1)", "step 4 (M_D2)"), strict=True))
 RETRIEVERS = ["step1", "step3", "step4"]
-LABELLED, UNLABELLED = "step2/scored.step1.train.labelled.tsv", "step2/scored.step3.train.unlabelled.tsv"
+LABELLED, UNLABELLED = "step2/scored.step1.train.labelled.npy", "step2/scored.step3.train.unlabelled.npy"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_run_folder_is_whole(whole):
     found |= {"step1/hits.train.labelled", "step3/hits.train.unlabelled", "step2/reranked.step1.dev"}
     found |= {"step2/scored.step1.train.labelled", "step2/scored.step3.train.unlabelled"}
     trained = {step: ["reranker" if step == "step2" else "retriever"] for step in STEPS}
-    running.check_files(whole, trained, found, ignored=r"step2/reranked\.step\d\.(dev|test)\.tsv")
+    running.check_files(whole, trained, found, ignored=r"step2/reranked\.step\d\.(dev|test)\..*")
     assert len(set(running.digests(whole).values())) == 4
     running.check_best(whole)
 
@@ -155,7 +155,7 @@ def test_starting_again_computes_nothing(whole):
     "stop",
     [
         pytest.param(stop_at(losses, "in_batch", 6), id="SIGTERM in step 3"),
-        pytest.param(kill_before(searches, "write_run", 5), id="killed scoring candidates"),
+        pytest.param(kill_before(searches, "write_hits", 5), id="killed scoring candidates"),
         pytest.param(kill_before(Measured, "_measure", 3), id="killed before dev is measured"),
         pytest.param(kill_after(Best, "keep", 1), id="killed when best/ has a new model"),
         pytest.param(kill_after(Measured, "choose", 4), id="killed before the report"),
@@ -274,7 +274,7 @@ def test_other_measures_and_fewer_dev_queries_reach_tables_and_cards(copied, mon
 
 def test_a_depth_of_reranking_leaves_the_hits_alone(copied, monkeypatch):
     """Only pairs are scored; no text is encoded."""
-    running.forbid(monkeypatch, [*TRAINING, (forward, "encode_passages"), (forward, "encode_queries")])
+    running.forbid(monkeypatch, [*TRAINING, (forward, "encode_parts"), (forward, "encode_queries")])
     train(changed := change(copied, "evaluation", rerank_depth=5))
     assert "orders the 5 best" in running.text(changed, "report.md")
 
@@ -534,7 +534,7 @@ def test_a_mistake_is_told_before_any_work(data, tmp_path, monkeypatch, path, va
     running.forbid(monkeypatch, running.NETWORKS)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(change(running.rocketqa(tmp_path / "run", data), path, **values))
-    assert not (tmp_path / "run").exists()
+    assert [*(tmp_path / "run").glob("*")] in ([], [tmp_path / "run" / "corpus"])
 
 
 @pytest.mark.parametrize(("below", "above"), [(0.9, 0.1), (0.5, 0.5), (0.0, 0.5), (0.5, 1.0)])
@@ -579,11 +579,11 @@ def test_a_reranker_of_lists_that_scores_everything_alike(copied):
 
 
 def expect_no_training(settings, score, message) -> None:
-    def alike(_, queries, *__, **___):
-        return np.full(len(queries), score, np.float32)
+    def alike(_, parts, *__, **___):
+        return (np.full(len(queries), score, np.float32) for queries, *_ in parts)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=message):
         running.forbid(patch, TRAINING)
-        patch.setattr(forward, "score_pairs", alike)
+        patch.setattr(forward, "score_parts", alike)
         train(settings)
     assert running.statuses(settings)["step3"] != "finished"

@@ -63,7 +63,7 @@ def test_the_run_folder_is_whole(whole):
     found |= {"round-001/hits.train.round-002", "warm-up/scored.warm-up.train.round-001"}
     found |= {"round-001/scored.round-001.train.round-002"}
     trained = {"initial": [], **dict.fromkeys(STEPS[1:], ["retriever", "reranker"])}
-    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.(dev|test)\.tsv")
+    running.check_files(whole, trained, found, ignored=r"[^/]+/reranked\.[^/]+\.(dev|test)\..*")
     for kind in ("retriever", "reranker"):
         assert len(set(running.digests(whole, kind).values())) == 3
 
@@ -215,7 +215,7 @@ def test_starting_again_computes_nothing(whole):
     [
         pytest.param(stop_at(losses, "joint_distillation", 6), id="SIGTERM in round 2"),
         pytest.param(kill_before(Trainer, "_take_step", 7), id="killed warming up the re-ranker"),
-        pytest.param(kill_after(searches, "write_run", 3), id="killed between two runs"),
+        pytest.param(kill_after(searches, "write_hits", 3), id="killed between two runs"),
         pytest.param(kill_after(checkpoints, "save", 5), id="killed between two checkpoints"),
     ],
 )
@@ -264,13 +264,13 @@ def test_a_change_reaches_what_it_decides_and_no_more(whole, path, values, steps
 def test_depth_of_reranking_leaves_trainings_and_hits_alone(whole):
     changed = change(whole, "evaluation", rerank_depth=5)
     again = [made.place for step in running.rehearse(changed)[1].steps.values() for made in step.missing]
-    assert again == [f"{step}/reranked.warm-up.dev.tsv" for step in STEPS[1:]]
+    assert again == [f"{step}/reranked.warm-up.dev.npy" for step in STEPS[1:]]
 
 
 def test_other_queries_for_the_rounds_leave_the_warm_up_alone(whole, tmp_path, capsys):
     """Its hits for dev, the test and the re-ranker stay as they are, byte for byte and untouched."""
     settings = change(running.copied(whole, tmp_path / "run"), "joint", queries=10)
-    kept = [f"warm-up/hits.{name}.tsv" for name in ("dev", "test", "train.reranker")]
+    kept = [f"warm-up/hits.{name}.npy" for name in ("dev", "test", "train.reranker")]
     times = [(tmp_path / "run" / name).stat().st_mtime_ns for name in kept]
     train(settings)
     assert running.retrained(whole, settings) == {"round-001", "round-002"}

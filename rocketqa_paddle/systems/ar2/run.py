@@ -96,7 +96,7 @@ def ict_groups(run: Run, s: ICTSettings) -> Groups:
 def _ict(
     corpus: Corpus, passages: int | None, keep: float, seed: int, drop_false_negatives: bool
 ) -> tuple[list[Group], list[str]]:
-    chosen = list(corpus.passages.values())
+    chosen: Sequence[Passage] = corpus.rows
     if passages is not None and passages < len(chosen):
         chosen = random.Random(seed).sample(chosen, passages)
     distinct = _distinct(chosen) if drop_false_negatives else chosen

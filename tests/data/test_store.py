@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rocketqa_paddle.data import store as texts
+from rocketqa_paddle.data.store import OFFSETS, TEXTS, PassageTexts, write_store
 from rocketqa_paddle.records import Passage
-from rocketqa_paddle.search import texts
-from rocketqa_paddle.search.texts import OFFSETS, TEXTS, PassageTexts, write_texts
 
 PASSAGES = [
     Passage("1", "a\ttitle", "two\nlines\r\nand \u2028 more"),
@@ -25,7 +25,7 @@ IDS = [passage.id for passage in PASSAGES]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_texts(tmp_path, iter(PASSAGES))
+    write_store(tmp_path, {p.id: p for p in PASSAGES})
     return tmp_path
 
 
@@ -56,7 +56,7 @@ def test_offsets_that_are_found_equal_those_that_are_written(
 ) -> None:
     passages = [p for p in passages if not any("\ud800" <= c <= "\udfff" for c in p.title + p.text)]
     folder, ids = tmp_path_factory.mktemp("index"), ["id"] * len(passages)
-    write_texts(folder, passages)
+    write_store(folder, dict(enumerate(passages)))
     written = np.load(folder / OFFSETS)
     assert list(PassageTexts(folder, ids)) == passages
     (folder / OFFSETS).unlink()
@@ -88,7 +88,7 @@ def test_texts_that_are_open_outlive_the_file(folder: Path) -> None:
     found = PassageTexts(folder, IDS)
     for name in (TEXTS, OFFSETS):
         (folder / name).unlink()
-    write_texts(folder, [Passage("other", "", "other")])
+    write_store(folder, {"other": Passage("other", "", "other")})
     assert list(found) == PASSAGES
 
 
