@@ -35,7 +35,8 @@ def in_chunks(count: int) -> Iterator[None]:
 
     A chunk has texts of similar length, and equally many; few texts make fewer chunks. The tensors and their
     gradients are those of a single chunk. Every chunk is computed once more in the backward pass, with the
-    same dropout. This is GradCache (Gao et al., RepL4NLP 2021), for any loss.
+    same dropout, so parameters must not change before that. This is GradCache (Gao et al., RepL4NLP 2021),
+    for any loss.
     """
     token = _CHUNKS.set(count)
     try:
@@ -91,11 +92,12 @@ def _check_sizes(groups: Sequence[Group]) -> None:
 
 def _forward(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed: Sequence[Packed]) -> Tensor:
     """Run a network over sequences, in chunks, and return a row for each, in their order."""
-    compute, size = partial(_compute, checkpoint, network), math.ceil(len(packed) / _CHUNKS.get())
-    if _CHUNKS.get() == 1:
+    compute, count = partial(_compute, checkpoint, network), _CHUNKS.get()
+    if count == 1:
         return compute(packed)
     begin = paddle.zeros([1])  # takes the gradient in the place of the parameters
     begin.stop_gradient = all(parameter.stop_gradient for parameter in checkpoint.network.parameters())
+    size = math.ceil(len(packed) / count)
     return _by_length(packed, size, lambda chunks: _Chunks.apply(begin, compute, chunks))
 
 
