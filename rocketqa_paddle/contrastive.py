@@ -1,14 +1,13 @@
 """Losses that contrast every example of a batch with all the others, whichever rank has them.
 
-`Contrastive` says what such a loss is made of, `in_batch` is the loss of RocketQA and PAIR, `false_negatives`
-tells which passages of a batch are no negatives of which query, and `backward` computes the gradient over all
-ranks with the memory of one chunk (GradCache).
+`Contrastive` is such a loss, `in_batch` that of RocketQA and PAIR, and `false_negatives` tells which passages
+of a batch are no negatives of which query.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -24,12 +23,13 @@ from rocketqa_paddle.runtime import distributed
 
 Example = TypeVar("Example")
 Vectors = Sequence[Tensor]
-Encode = Callable[[int, Sequence[Example]], Vectors]
 
 
 @dataclass(frozen=True)
 class Contrastive(Generic[Example]):
-    """A loss of the vectors of a whole batch.
+    """A loss of the vectors of a whole batch: the examples of this rank → named scalars.
+
+    The mean over ranks of the gradients of `loss` is the gradient of the loss of the whole batch.
 
     Args:
         encode: examples → tensors of vectors, with gradient. The rows of each tensor are in the order of the
@@ -47,6 +47,16 @@ class Contrastive(Generic[Example]):
     cross_batch: bool = True
     constants: Callable[[Sequence[Example]], Vectors] = lambda examples: ()
     mask: Callable[[Sequence[Example]], Tensor] | None = None
+
+    def __call__(self, batch: Sequence[Example]) -> Mapping[str, Tensor]:
+        """Compute the loss. Every rank gives as many examples. Half precision ends with the vectors."""
+        vectors = self.encode(batch)
+        with paddle.amp.auto_cast(enable=False):
+            constants = self.constants(batch)
+            masked = {"mask": self.mask(batch)} if self.mask else {}
+            if self.cross_batch:
+                vectors, constants = ([*map(distributed.gather_rows, part)] for part in (vectors, constants))
+            return self.loss(*vectors, *constants, **masked)
 
 
 def in_batch(
@@ -131,59 +141,3 @@ def _content(group: Group) -> _Content:
 
 def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def backward(
-    contrast: Contrastive[Example],
-    chunks: Sequence[Sequence[Example]],
-    encode: Encode,
-    scaled: Callable[[Tensor], Tensor],
-) -> dict[str, float]:
-    """Compute the gradient of the loss over the batches of all ranks, with the memory of one chunk.
-
-    GradCache (Gao et al., RepL4NLP 2021): encode the chunks without a graph, compute the gradient of the loss
-    with respect to the vectors, then encode every chunk again and carry the gradient on to the parameters.
-
-    The `chunks` are this rank's batch in parts of equal size. `encode` turns the number of a chunk and the
-    chunk into vectors; it must return the same ones both times, so it must seed the dropout. `scaled`
-    multiplies a loss by the loss scale in fp16. The named scalars of the loss are returned.
-    """
-    batch = [example for chunk in chunks for example in chunk]
-    constants = contrast.constants(batch)
-    if contrast.mask:
-        contrast = replace(contrast, loss=partial(contrast.loss, mask=contrast.mask(batch)))
-    if len(chunks) == 1:
-        return _backward_to_vectors(contrast, encode(0, chunks[0]), constants, scaled)
-    vectors = _encode_without_graph(chunks, encode)
-    values = _backward_to_vectors(contrast, vectors, constants, scaled)
-    gradients = [tensor.grad.split(len(chunks)) for tensor in vectors]
-    for number, chunk in enumerate(chunks):
-        again = encode(number, chunk)
-        paddle.autograd.backward(list(again), [gradient[number] for gradient in gradients])
-    return values
-
-
-def _encode_without_graph(chunks: Sequence[Sequence[Example]], encode: Encode) -> Vectors:
-    with paddle.no_grad():
-        encoded = [encode(number, chunk) for number, chunk in enumerate(chunks)]
-    vectors = [paddle.concat(tensors) for tensors in zip(*encoded, strict=True)]
-    for tensor in vectors:
-        tensor.stop_gradient = False
-    return vectors
-
-
-def _backward_to_vectors(
-    contrast: Contrastive, vectors: Vectors, constants: Vectors, scaled: Callable[[Tensor], Tensor]
-) -> dict[str, float]:
-    """Compute the loss of the vectors of all ranks on every rank, and its gradient for this rank's vectors.
-
-    The gradients of the ranks add up to that of the whole loss. The optimizer takes their mean instead of
-    their sum, hence the factor.
-    """
-    factor = 1
-    if contrast.cross_batch:
-        vectors, constants = ([*map(distributed.gather_rows, part)] for part in (vectors, constants))
-        factor = distributed.world_size()
-    values = contrast.loss(*vectors, *constants)
-    scaled(values["loss"] * factor).backward()
-    return {name: float(value) for name, value in values.items()}

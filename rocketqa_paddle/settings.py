@@ -276,17 +276,14 @@ class TrainingSettings(Settings):
     epochs: int = 1
     """Passes over the data, where `steps` is empty."""
     chunks: int = 1
-    """Split every batch into this many parts, one after another, to save memory (GradCache)."""
+    """Split the texts of every forward pass into this many parts, one after another, to save memory. All of
+    them are computed twice then (GradCache)."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     """The optimizer of this stretch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, batch_size=self.batch_size, chunks=self.chunks, epochs=self.epochs, steps=self.steps)
-        if self.batch_size % self.chunks:
-            raise ValueError(
-                f"batch_size={self.batch_size} cannot be split into chunks={self.chunks} equal parts"
-            )
 
 
 @dataclass(frozen=True)

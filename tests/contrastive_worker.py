@@ -112,8 +112,7 @@ def step(
         folder=folder / "last",
         log=MetricsLog(folder / "metrics.jsonl"),
     )
-    batch = trainer._chunks(trainer._batch(0))
-    values = contrastive.backward(trainer.loss, batch, trainer._encode, trainer.optimizer.scaled)
+    values = trainer._backward(trainer._batch(0))
     parameters = trainer.optimizer.parameters
     distributed.average_gradients(parameters.values())
     gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
@@ -138,11 +137,11 @@ def of_shares(contrast: Contrastive[Group], shares: int) -> Contrastive[Group]:
 
 
 def steps(folder: Path) -> dict[str, np.ndarray]:
-    """Every case, in one chunk and in two."""
+    """Every case, in one chunk and in three."""
     return {
         f"{case}/{chunks}/{name}": array
         for case, settings in CASES.items()
-        for chunks in (1, 2)
+        for chunks in (1, 3)
         for name, array in step(folder, chunks=chunks, **settings).items()
     }
 

@@ -97,7 +97,7 @@ def twice(examples: Sequence[Group], batch_size: int, seed: Sequence) -> Sampler
 def train_jointly(tokens, folder: Path) -> tuple[dict[str, np.ndarray], list[list[str]]]:
     """Parameters before and after some steps of the joint loss, and the queries of this rank in each step.
 
-    Every rank but 0 starts from other parameters.
+    Every rank but 0 starts from other parameters. There are as many chunks as ranks.
     """
     paddle.seed(1 + distributed.rank())
     retriever, reranker = toy.dual(tokens, pooling="mean"), toy.cross(tokens, dropout=0.0)
@@ -121,6 +121,7 @@ def train_jointly(tokens, folder: Path) -> tuple[dict[str, np.ndarray], list[lis
         TrainingSettings(
             batch_size=GLOBAL_BATCH // distributed.world_size(),
             steps=STEPS,
+            chunks=distributed.world_size(),
             optimizer=OptimizerSettings(learning_rate=1e-3, warmup_ratio=0.2),
         ),
         folder=folder / "last",

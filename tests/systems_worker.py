@@ -2,7 +2,7 @@
 
     python systems_worker.py FILE ...
 
-A FILE holds settings; its name says what reads them: `train-ar2-paper.yaml`, `compare.yaml`.
+A FILE holds settings; its name says what reads them: `train-ar2.yaml`, `compare.yaml`.
 """
 
 from __future__ import annotations
@@ -14,4 +14,4 @@ from rocketqa_paddle.commands import cli
 
 if __name__ == "__main__":
     for file in sys.argv[1:]:
-        cli.main([*Path(file).stem.split("-")[:2], "--config", file])
+        cli.main([*Path(file).stem.split("-"), "--config", file])

@@ -1,13 +1,17 @@
 """Forward passes: groups to tensors with gradient, for training; texts to arrays, for everything else."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
+from paddle.autograd import PyLayer
 from tqdm import tqdm
 
 from rocketqa_paddle.networks import fused
@@ -19,10 +23,27 @@ from rocketqa_paddle.runtime import device, distributed
 
 Texts = Sequence[str]
 T, U = TypeVar("T"), TypeVar("U")
-_CHUNK = 16384  # rows that are tokenised together: many, to sort them by length, but not too many for memory
-_CHUNK_TOKENS = 1 << 20  # the most tokens that they may have; another chunk is tokenised ahead
+_TOKENISED = 16384  # rows tokenised together: many, to sort them by length, but not too many for memory
+_TOKENISED_TOKENS = 1 << 20  # the most tokens that they may have; as many again are tokenised ahead
 _WORTH_COMPILING = 2000  # rows that gain more by bf16 on a CPU than its compilation takes
 _ROWS_A_PASS = 16  # fewer rows of similar length need less padding; more rows use the processor better
+_CHUNKS: ContextVar[int] = ContextVar("chunks", default=1)
+
+
+@contextmanager
+def in_chunks(count: int) -> Iterator[None]:
+    """Let the four functions below compute their texts in `count` chunks, with the memory of one chunk.
+
+    A chunk has texts of similar length, and equally many; few texts make fewer chunks. The tensors and their
+    gradients are those of a single chunk. Every chunk is computed once more in the backward pass, with the
+    same dropout, so parameters must not change before that. This is GradCache (Gao et al., RepL4NLP 2021),
+    for any loss.
+    """
+    token = _CHUNKS.set(count)
+    try:
+        yield
+    finally:
+        _CHUNKS.reset(token)
 
 
 def query_vectors(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
@@ -71,6 +92,17 @@ def _check_sizes(groups: Sequence[Group]) -> None:
 
 
 def _forward(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed: Sequence[Packed]) -> Tensor:
+    """Run a network over sequences, in chunks, and return a row for each, in their order."""
+    compute, count = partial(_compute, checkpoint, network), _CHUNKS.get()
+    if count == 1:
+        return compute(packed)
+    begin = paddle.zeros([1])  # takes the gradient in the place of the parameters
+    begin.stop_gradient = all(parameter.stop_gradient for parameter in checkpoint.network.parameters())
+    size = math.ceil(len(packed) / count)
+    return _by_length(packed, size, lambda chunks: _Chunks.apply(begin, compute, chunks))
+
+
+def _compute(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed: Sequence[Packed]) -> Tensor:
     """Run a network over sequences and return a row for each, in their order.
 
     Where padding costs as much time as text, the sequences are sorted into passes of similar length. A GPU
@@ -79,9 +111,50 @@ def _forward(checkpoint: Checkpoint, network: Callable[[Batch], Tensor], packed:
     pad_id = checkpoint.tokenizer.pad_id
     if device.gpu_id() is not None or fused.computes(checkpoint.network.parameters()[0]):
         return network(collate(packed, pad_id))
-    passes = list(length_buckets([len(sequence.token_ids) for sequence in packed], _ROWS_A_PASS))
-    outputs = paddle.concat([network(collate([packed[i] for i in rows], pad_id)) for rows in passes])
-    return paddle.gather(outputs, paddle.to_tensor(np.argsort(np.concatenate(passes))))
+
+    def run(passes: Sequence[Sequence[Packed]]) -> Tensor:
+        return paddle.concat([network(collate(sequences, pad_id)) for sequences in passes])
+
+    return _by_length(packed, _ROWS_A_PASS, run)
+
+
+def _by_length(packed: Sequence[Packed], size: int, run: Callable[[list[list[Packed]]], Tensor]) -> Tensor:
+    """Run something over buckets of `size` sequences of similar length, and put its rows in order."""
+    buckets = list(length_buckets([len(sequence.token_ids) for sequence in packed], size))
+    rows = run([[packed[i] for i in bucket] for bucket in buckets])
+    return paddle.gather(rows, paddle.to_tensor(np.argsort(np.concatenate(buckets))))
+
+
+class _Chunks(PyLayer):
+    """Computes chunks without a graph, and each of them with one once the gradient of its rows is known.
+
+    The state of the random numbers before every chunk is kept, so that the dropout is the same both times.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        begin: Tensor,
+        compute: Callable[[Sequence[Packed]], Tensor],
+        chunks: Sequence[Sequence[Packed]],
+    ) -> Tensor:
+        ctx.compute, ctx.chunks, ctx.precision, ctx.random = compute, chunks, device.precision(), []
+        outputs = []
+        for chunk in chunks:
+            ctx.random.append(paddle.get_rng_state())
+            outputs.append(compute(chunk))
+        return paddle.concat(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        after, parts = paddle.get_rng_state(), gradient.split([len(chunk) for chunk in ctx.chunks])
+        for chunk, before, part in zip(ctx.chunks, ctx.random, parts, strict=True):
+            paddle.set_rng_state(before)
+            with paddle.enable_grad(), device.arithmetic(ctx.precision):
+                rows = ctx.compute(chunk)
+            paddle.autograd.backward([rows], [part])
+        paddle.set_rng_state(after)
+        return paddle.zeros([1])
 
 
 def encode_queries(
@@ -156,14 +229,13 @@ def _infer(
     progress: str,
 ) -> np.ndarray:
     """Run `forward` without gradient over the rows of columns of texts."""
-    count, size = len(columns[-1]), min(_CHUNK, max(1, _CHUNK_TOKENS // checkpoint.lengths[input_name]))
+    count, size = (
+        len(columns[-1]),
+        min(_TOKENISED, max(1, _TOKENISED_TOKENS // checkpoint.lengths[input_name])),
+    )
     parts = ([column[start : start + size] for column in columns] for start in range(0, count, size))
     results = [*_infer_parts(checkpoint, forward, pack, input_name, parts, count, batch_size, progress)]
-    return (
-        np.concatenate(results)
-        if results
-        else np.zeros((0, checkpoint.network.config.hidden_size), np.float32)
-    )
+    return np.concatenate([*results] or [np.zeros((0, checkpoint.network.config.hidden_size), np.float32)])
 
 
 def _infer_parts(
@@ -189,7 +261,7 @@ def _infer_parts(
     bar = tqdm(total=count, desc=progress, unit=" rows", disable=not (progress and distributed.is_main()))
     try:
         with bar, _computing(network, forward, count) as compute:
-            for packed in _ahead(lambda columns: pack(*columns, length), parts, alone=count <= _CHUNK):
+            for packed in _ahead(lambda columns: pack(*columns, length), parts, alone=count <= _TOKENISED):
                 results, lengths = None, [len(sequence.token_ids) for sequence in packed]
                 for rows in token_buckets(lengths, batch_size * length):
                     with paddle.no_grad():

@@ -144,7 +144,7 @@ def select(use_cuda: bool, precision: str = "fp32") -> contextlib.AbstractContex
     return arithmetic(precision)
 
 
-_BF16_ON_CPU: ContextVar[bool] = ContextVar("bf16 on a CPU", default=False)
+_PRECISION: ContextVar[str] = ContextVar("precision", default="fp32")
 
 
 def arithmetic(precision: str) -> contextlib.AbstractContextManager[None]:
@@ -158,27 +158,32 @@ def arithmetic(precision: str) -> contextlib.AbstractContextManager[None]:
     """
     if precision == "fp32":
         return contextlib.nullcontext()
-    if gpu_id() is None:
-        if precision != "bf16" or not has_bf16():
-            raise ValueError(f"precision={precision}: this processor has no instructions for it, use fp32")
-        return _in_bf16_on_cpu()
-    import paddle
-
-    return paddle.amp.auto_cast(dtype={"bf16": "bfloat16", "fp16": "float16"}[precision], level="O1")
+    if gpu_id() is None and (precision != "bf16" or not has_bf16()):
+        raise ValueError(f"precision={precision}: this processor has no instructions for it, use fp32")
+    return _in_half(precision)
 
 
 @contextlib.contextmanager
-def _in_bf16_on_cpu() -> Iterator[None]:
-    token = _BF16_ON_CPU.set(True)
+def _in_half(precision: str) -> Iterator[None]:
+    import paddle
+
+    dtype, token = {"bf16": "bfloat16", "fp16": "float16"}[precision], _PRECISION.set(precision)
+    mixed = contextlib.nullcontext() if gpu_id() is None else paddle.amp.auto_cast(dtype=dtype, level="O1")
     try:
-        yield
+        with mixed:
+            yield
     finally:
-        _BF16_ON_CPU.reset(token)
+        _PRECISION.reset(token)
+
+
+def precision() -> str:
+    """Return the precision of the innermost `arithmetic`, with which it can be entered again."""
+    return _PRECISION.get()
 
 
 def bf16_on_cpu() -> bool:
     """Whether what is computed now without gradient, on a CPU, may be computed in bf16."""
-    return _BF16_ON_CPU.get()
+    return precision() == "bf16" and gpu_id() is None
 
 
 def gpu_id() -> int | None:

@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
+from paddle.autograd import PyLayer
 
 T = TypeVar("T")
 _BUCKET = 64 << 20  # bytes of gradient that one all-reduce carries
@@ -113,16 +114,25 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks, in rank order: `[ranks * rows, ...]`. Only this rank's have gradient.
+    """Return the rows of all ranks, in rank order: `[ranks * rows, ...]`, with gradient.
 
-    Every rank gives as many rows. If all compute the same loss of all rows, their gradients add up to its.
+    Every rank gives as many rows, and all must compute the same loss of all rows. The gradient of this rank's
+    rows is the sum of what all ranks have for them, so the mean over ranks of the gradients of parameters is
+    that of the loss.
     """
-    if world_size() == 1:
-        return rows
-    parts: list[Tensor] = []
-    dist.all_gather(parts, rows.detach().contiguous())
-    parts[rank()] = rows
-    return paddle.concat(parts)
+    return rows if world_size() == 1 else _GatherRows.apply(rows)
+
+
+class _GatherRows(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts: list[Tensor] = []
+        dist.all_gather(parts, rows.contiguous())
+        return paddle.concat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.split(world_size())[rank()] * world_size()
 
 
 def any_rank(flag: bool) -> bool:

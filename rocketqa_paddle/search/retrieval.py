@@ -22,7 +22,7 @@ from rocketqa_paddle.search.vectors import DType, Shards, Vectors
 from rocketqa_paddle.settings import IndexSettings
 
 _QUERY_BLOCK = 1024  # queries whose hits processes exchange at once
-_PAIR_BLOCK = 1 << 18  # pairs whose texts are in memory at once
+_PAIR_BLOCK = 1 << 14  # pairs whose texts are in memory at once
 
 
 class CorpusIndex:

@@ -20,9 +20,9 @@ import paddle
 from paddle import Tensor, nn
 from tqdm import tqdm
 
-from rocketqa_paddle import contrastive
 from rocketqa_paddle.contrastive import Contrastive, Example
 from rocketqa_paddle.networks import parameters
+from rocketqa_paddle.networks.forward import in_chunks
 from rocketqa_paddle.runtime import device, distributed, folders, storage
 from rocketqa_paddle.runtime.typed import typed
 from rocketqa_paddle.settings import TrainingSettings
@@ -30,7 +30,7 @@ from rocketqa_paddle.training.log import MetricsLog
 from rocketqa_paddle.training.optimizer import LossScale, Optimizer, learning_rate, total_steps
 from rocketqa_paddle.training.order import BatchSampler, seed_of, shuffled
 
-Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]] | Contrastive[Example]
+Loss = Callable[[Sequence[Example]], Mapping[str, Tensor]]
 STATE, PARAMETERS, OPTIMIZER = "state.json", "parameters.safetensors", "optimizer.safetensors"
 CONTENTS = folders.Contents(
     "state of a training",
@@ -83,7 +83,7 @@ class Trainer(Generic[Example]):
     examples: Sequence[Example]
     """Every rank takes `batch_size` of them in a step."""
     loss: Loss
-    """Examples of one rank → named scalars, of which `loss` is minimised; or a `Contrastive` loss."""
+    """Examples of one rank → named scalars, of which `loss` is minimised. A `Contrastive` loss is one."""
     settings: TrainingSettings
     _: KW_ONLY
     folder: Path
@@ -155,11 +155,7 @@ class Trainer(Generic[Example]):
     def _take_step(self) -> dict[str, float]:
         """Take one optimizer step and return what to log."""
         rate = learning_rate(self.leg.first + self.step, self.leg.total, self.settings.optimizer)
-        chunks = self._chunks(self._batch(self.step))
-        if isinstance(self.loss, Contrastive):
-            values = contrastive.backward(self.loss, chunks, self._encode, self.optimizer.scaled)
-        else:
-            values = self._backward(chunks)
+        values = self._backward(self._batch(self.step))
         self.step += 1
         try:
             if not math.isfinite(values["loss"]):
@@ -181,29 +177,13 @@ class Trainer(Generic[Example]):
         first = distributed.rank() * size
         return [self.examples[row] for row in rows[first : first + size]]
 
-    def _chunks(self, batch: list[Example]) -> list[list[Example]]:
-        size = len(batch) // self.settings.chunks
-        return [batch[start : start + size] for start in range(0, len(batch), size)]
-
-    def _backward(self, chunks: Sequence[Sequence[Example]]) -> dict[str, float]:
-        """Add up the gradient of the mean loss of the batch, chunk by chunk."""
-        self._seed_dropout(0)
-        values: dict[str, float] = {}
-        for chunk in chunks:
-            with device.arithmetic(self.precision):
-                losses = self.loss(chunk)
-            self.optimizer.scaled(losses["loss"] / len(chunks)).backward()
-            for name, value in losses.items():
-                values[name] = values.get(name, 0.0) + float(value) / len(chunks)
-        return values
-
-    def _encode(self, number: int, chunk: Sequence[Example]) -> Sequence[Tensor]:
-        self._seed_dropout(number)
-        with device.arithmetic(self.precision):
-            return self.loss.encode(chunk)
-
-    def _seed_dropout(self, chunk: int) -> None:
-        paddle.seed(seed_of(self.seed, self.name, self.step, distributed.rank(), chunk))
+    def _backward(self, batch: Sequence[Example]) -> dict[str, float]:
+        """Compute the gradient of the loss of the batch, and return the named scalars."""
+        paddle.seed(seed_of(self.seed, self.name, self.step, distributed.rank(), 0))
+        with device.arithmetic(self.precision), in_chunks(self.settings.chunks):
+            values = self.loss(batch)
+        self.optimizer.scaled(values["loss"]).backward()
+        return {name: float(value) for name, value in values.items()}
 
     # Stop and resume --------------------------------------------------------------------------
 

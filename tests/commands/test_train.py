@@ -32,7 +32,7 @@ def test_a_config_of_another_type(fails, data, tmp_path):
     ("flag", "value", "message"),
     [
         ("joint.batch_size", 0, "batch_size=0, expected at least 1"),
-        ("joint.chunks", 3, "batch_size=2 cannot be split into chunks=3"),
+        ("joint.chunks", 0, "chunks=0, expected at least 1"),
         ("joint.steps", 0, "steps"),
         ("warmup_retriever.steps", -1, "steps"),
         ("warmup_retriever.queries", -2, "queries"),

@@ -226,7 +226,7 @@ def test_scoring_in_buckets_equals_one_by_one(scorer):
 
 def test_more_rows_than_are_tokenised_together(encoder, monkeypatch):
     whole = scoring.encode_passages(encoder, TITLES, TEXTS)
-    for name, bound in (("_CHUNK", 13), ("_CHUNK_TOKENS", 20 * 9)):
+    for name, bound in (("_TOKENISED", 13), ("_TOKENISED_TOKENS", 20 * 9)):
         with monkeypatch.context() as patch:
             patch.setattr(scoring, name, bound)
             found = scoring.encode_passages(encoder, TITLES, TEXTS, batch_size=4)

@@ -63,19 +63,6 @@ def whole(tmp_path_factory):
 # Steps --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunks", [2, 4])
-def test_chunks_equal_one_batch(tmp_path, chunks):
-    results, logs = [], []
-    for parts in (1, chunks):
-        nets = make_nets()
-        trainer = make_trainer(tmp_path / str(parts), nets, size={"chunks": parts, "batch_size": 8})
-        trainer.fit()
-        results.append(arrays(nets))
-        logs.append([(row["step"], row["loss"], row["gradient_norm"]) for row in trainer.log.read()])
-    assert_same(results[0], results[1], atol=1e-5)
-    np.testing.assert_allclose(logs[0], logs[1], rtol=1e-4)
-
-
 def test_training_learns_and_leaves_evaluation_mode(tmp_path):
     nets = make_nets(dropout=0.1)
     trainer = make_trainer(tmp_path, nets, size={"steps": 60, "batch_size": 15})
@@ -453,7 +440,7 @@ def bursting(nets, at: set[int]):
 @pytest.mark.parametrize("algorithm", ["adamw", "lamb"])
 def test_the_loss_scale_changes_no_step(tmp_path, in_float32, algorithm):
     """A power of two costs no precision."""
-    options = {"optimizer": {"algorithm": algorithm}, "size": {"chunks": 2}}
+    options = {"optimizer": {"algorithm": algorithm}}
     plain, scaled = make_nets(), make_nets()
     make_trainer(tmp_path / "plain", plain, **options).fit()
     make_trainer(tmp_path / "scaled", scaled, precision="fp16", **options).fit()

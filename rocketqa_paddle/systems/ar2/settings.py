@@ -55,7 +55,7 @@ class AdversarialLossSettings(Settings):
     """The re-ranker's scores are divided by this for the distillation."""
     normalization: Literal["released", "paper"] = "paper"
     """The adversarial term as the paper writes it, the expected reward of a negative, or as the released code
-    has it, summed over what a process takes at once (`batch_size` / `chunks`)."""
+    has it, summed over the lists that a process takes in a step (`batch_size`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
