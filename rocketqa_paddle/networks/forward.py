@@ -235,7 +235,9 @@ def _infer(
     )
     parts = ([column[start : start + size] for column in columns] for start in range(0, count, size))
     results = [*_infer_parts(checkpoint, forward, pack, input_name, parts, count, batch_size, progress)]
-    return np.concatenate([*results] or [np.zeros((0, checkpoint.network.config.hidden_size), np.float32)])
+    if not results:
+        return np.zeros((0, checkpoint.network.config.hidden_size), np.float32)
+    return np.concatenate(results)
 
 
 def _infer_parts(
