@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rocketqa_paddle.data.runs import HITS
 from rocketqa_paddle.records import Hit, Qrels, Run, positives
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import array_writer, atomic, map_array, write_text
@@ -118,8 +119,8 @@ class Candidates(Mapping[str, list[Hit]]):
         return cls(queries, passages, hits)
 
 
-HITS, QUERIES = ".npy", ".queries.txt"
-"""The endings of a file of hits, and of that with the ids of its queries."""
+QUERIES = ".queries.txt"
+"""The ending of the file with the ids of the queries of a file of hits."""
 
 
 def queries_file(path: Path) -> Path:

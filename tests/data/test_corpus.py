@@ -81,9 +81,7 @@ def test_a_store_that_was_damaged_is_made_again(reader: Reader, name: str, damag
     path = reader.store / name
     path.write_bytes(damage) if damage is not None else path.unlink()
     if name == "corpus.json":  # without it, nobody knows that the folder is ours
-        with pytest.raises(
-            ValueError, match="no corpus that this project wrote"
-        ):
+        with pytest.raises(ValueError, match="no corpus that this project wrote"):
             reader.corpus()
         return
     assert reader.corpus().by_id["2"].text == "two"
