@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from fnmatch import fnmatch
 
 import bm25s
 import numpy as np
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from rocketqa_paddle.data.store import Store, write_store
 from rocketqa_paddle.records import Passage, Query
+from rocketqa_paddle.runtime.storage import write_json
 from rocketqa_paddle.search import bm25 as module
 from rocketqa_paddle.search.bm25 import BM25Index, bm25
 from rocketqa_paddle.search.index import CONTENTS
@@ -87,11 +87,13 @@ def test_a_saved_index_and_the_function_find_the_same(corpus, tmp_path):
     assert loaded.search([], 5).shape == (0, min(5, len(corpus)))
 
 
-def test_the_files_are_those_that_an_index_folder_may_hold(tmp_path):
+def test_an_index_folder_may_hold_it_and_nothing_else(tmp_path):
+    write_json(tmp_path / "meta.json", {"format_version": 3, "metric": "inner_product", "dimension": 4})
     BM25Index(PASSAGES.values()).save(tmp_path)
-    files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 5
-    assert all(any(fnmatch(file, known) for known in CONTENTS.names) for file in files)
+    CONTENTS.check(tmp_path)
+    (tmp_path / "bm25" / "mine.txt").write_text("notes")
+    with pytest.raises(ValueError, match="holds bm25/mine.txt, which would be lost"):
+        CONTENTS.check(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["data.csc", "indices.csc", "indptr.csc", "vocab", "params"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -167,6 +168,16 @@ def test_passages_that_bm25_alone_found_have_the_retrievers_score(
 def test_an_index_with_bm25_is_searched_without_it_as_any_other(hybrid: Path, opened: SearchEngine) -> None:
     assert SearchEngine.open(hybrid).search(QUERIES) == opened.search(QUERIES)
     assert SearchEngine.open(hybrid).search([], fuse="rrf") == []
+
+
+def test_without_the_package_an_index_with_bm25_is_searched_by_the_retriever_alone(
+    hybrid: Path, opened: SearchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    alone = SearchEngine.open(hybrid)
+    assert alone.search(QUERIES) == opened.search(QUERIES)
+    with pytest.raises(ValueError, match="a fusion with BM25 needs the package bm25s: pip install bm25s"):
+        alone.search(QUERIES, fuse="rrf")
 
 
 def test_a_fusion_without_bm25_or_with_that_of_another_index_is_refused(
