@@ -116,7 +116,8 @@ class Result:
     """A passage that a search found.
 
     `score` is the one that orders the results. It is the re-ranker's if there is a re-ranker; passages beyond
-    the depth that it read follow in the retriever's order, each with 1 less than the passage before it.
+    the depth that it read follow in the order before it, each with 1 less than the passage before it. Without
+    one it is the retriever's, or that of a fusion with BM25.
     """
 
     rank: int

@@ -34,6 +34,7 @@ from rocketqa_paddle.commands.process import (
 )
 from rocketqa_paddle.commands.rerank import rerank
 from rocketqa_paddle.commands.search import search
+from rocketqa_paddle.commands.tune import tune
 from rocketqa_paddle.data.tables import is_standard_output
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 from rocketqa_paddle.settings import with_home
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
     "index": index,
     "search": search,
+    "tune": tune,
     "rerank": rerank,
     "evaluate": evaluate,
     "mine": mine,

@@ -25,6 +25,13 @@ def no_hits(queries: int, depth: int) -> np.ndarray:
     return hits
 
 
+def as_hits(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Put scores and rows, of the same shape, into one array of the type `HIT`."""
+    hits = np.empty(rows.shape, HIT)
+    hits["row"], hits["score"] = rows, scores
+    return hits
+
+
 class Candidates(Mapping[str, list[Hit]]):
     """A run whose hits take 8 bytes each: query id -> hits, best first, made when they are asked for.
 
