@@ -60,8 +60,8 @@ class Store(Mapping[str, Passage]):
     def row_of(self, id: str) -> int:
         """Return the row of a passage; raise KeyError if there is none of this id."""
         if isinstance(id, str):
-            wanted = digest(id)
-            place = int(np.searchsorted(self._hashes, wanted))
+            wanted = np.uint64(digest(id))
+            place = int(self._hashes.searchsorted(wanted))
             while place < len(self._hashes) and self._hashes[place] == wanted:
                 if self.ids[row := int(self._rows[place])] == id:
                     return row

@@ -116,7 +116,7 @@ def map_array(path: Path) -> np.ndarray:
         ValueError: it is not whole, or no such file.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # whose items are quicker
     except (ValueError, EOFError, SyntaxError, TokenError, TypeError) as error:
         raise ValueError(f"{path}: not an array ({str(error)[:100]})") from None
 

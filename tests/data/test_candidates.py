@@ -87,7 +87,7 @@ def written(tmp_path: Path) -> Path:
 def test_hits_that_are_written_in_blocks_are_mapped(written: Path) -> None:
     found = Candidates.load(written, ["a", "b"])
     assert found == made({"q1": [("a", 1.0), ("b", 0.5)], "q2": [("b", 2.0)], "q3": []})
-    assert isinstance(found.hits, np.memmap)
+    assert isinstance(found.hits.base, np.memmap)
     assert written.stat().st_size == 128 + 8 * 6
 
 

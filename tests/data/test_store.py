@@ -90,7 +90,7 @@ def test_a_row_costs_its_own_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch
     read, sizes = os.pread, []
     monkeypatch.setattr(os, "pread", lambda *call: sizes.append(call[1]) or read(*call))
     found = PassageTexts(folder, IDS)
-    assert isinstance(found._offsets, np.memmap)
+    assert isinstance(found._offsets.base, np.memmap)
     assert sizes == []
     assert found[2] == PASSAGES[2]
     assert sizes == [len((folder / TEXTS).read_bytes().split(b"\n")[2]) + 1]

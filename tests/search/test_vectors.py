@@ -53,7 +53,7 @@ def test_shards_that_are_there_are_kept(tmp_path: Path, whole: np.ndarray, few_r
     for number in again.missing():
         again.write(number, whole[again.rows_of(number)])
     np.testing.assert_array_equal(again.vectors().take(np.arange(23)), whole)
-    assert all(isinstance(part, np.memmap) for part in again.vectors().parts)
+    assert all(isinstance(part.base, np.memmap) for part in again.vectors().parts)
     again.remove()
     assert list(tmp_path.iterdir()) == []
 
