@@ -20,6 +20,8 @@ def search(
     k: int = 5,
     depth: int | None = None,
     use_cuda: bool = False,
+    uri: str | None = None,
+    collection: str = "rocketqa",
 ) -> None:
     """Search an index, for people (a readable list) or for a file of queries (a run).
 
@@ -35,6 +37,8 @@ def search(
         depth: passages that the re-ranker reads, 20 if the `best` folder says nothing else; 0 leaves the
             retriever's order
         use_cuda: compute on a GPU
+        uri: where Milvus has the index: a file NAME.db, or http://HOST:19530
+        collection: name of the index in Milvus
     """
     from rocketqa_paddle.search.engine import SearchEngine, check_request
 
@@ -42,7 +46,8 @@ def search(
     texts = check_request([q.text for q in wanted.values()], k, depth)
     if output:
         check_run_ids(output, format, wanted, [])
-    engine = SearchEngine.open(checkpoint, index, False if depth == 0 else reranker, use_cuda)
+    reranker = False if depth == 0 else reranker
+    engine = SearchEngine.open(checkpoint, index, reranker, use_cuda, uri=uri, collection=collection)
     found = engine.search(texts, k, depth, progress="re-rank" if output else "")
     if output:
         run = {

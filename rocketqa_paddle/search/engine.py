@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from rocketqa_paddle.checkpoints import convert
-from rocketqa_paddle.data.store import PassageTexts
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
-from rocketqa_paddle.records import Hit, Passages, Query, Result
+from rocketqa_paddle.records import Hit, Passages, Query, Result, Run
 from rocketqa_paddle.runtime import device
 from rocketqa_paddle.runtime.storage import read_json, write_json
 from rocketqa_paddle.search import retrieval
-from rocketqa_paddle.search.index import VectorIndex
+from rocketqa_paddle.search.folder import IndexFolder
+from rocketqa_paddle.search.milvus import COLLECTION, MilvusIndex
 from rocketqa_paddle.settings import at_least
 
 SETTINGS, DEPTH = "engine.json", 20
@@ -40,19 +40,26 @@ def read_depth(folder: str | Path) -> int:
     return depth
 
 
+class PassageIndex(Protocol):
+    """What finds passages by vectors: an index folder or a collection of Milvus."""
+
+    def find(self, query_ids: Sequence[str], queries: np.ndarray, k: int) -> tuple[Run, Passages]:
+        """Find the `k` best passages for query vectors `[queries, hidden]`: the hits, and their texts."""
+        ...
+
+
 class SearchEngine:
     """Finds passages for queries. Open one with `SearchEngine.open`."""
 
     def __init__(
         self,
         retriever: Checkpoint,
-        index: VectorIndex,
-        texts: PassageTexts,
+        index: PassageIndex,
         reranker: Checkpoint | None = None,
         place: str = "cpu",
         depth: int = DEPTH,
     ) -> None:
-        self._retriever, self._index, self._texts = retriever, index, texts
+        self._retriever, self._index = retriever, index
         self._reranker, self._place, self.depth = reranker, place, depth
 
     @classmethod
@@ -62,6 +69,9 @@ class SearchEngine:
         index: str | Path | None = None,
         reranker: str | Path | Literal[False] | None = None,
         use_cuda: bool = False,
+        *,
+        uri: str | None = None,
+        collection: str = COLLECTION,
     ) -> SearchEngine:
         """Read the models and open the index; texts stay on the disk until a search finds them.
 
@@ -72,33 +82,39 @@ class SearchEngine:
             index: an index folder; by default the one in the `best` folder.
             reranker: a re-ranker; by default the one in the `best` folder, if any; False goes without.
             use_cuda: compute on a GPU.
+            uri: where Milvus has the passages, instead of an index folder: a file `NAME.db`, or
+                `http://HOST:19530`.
+            collection: the name of the passages there.
 
         Raises:
-            FileNotFoundError: a model or a file of the index is not there.
-            ValueError: no index is named, another model made it, it is damaged, a model is of the wrong kind,
-                or there is no GPU.
+            FileNotFoundError: a model, a file of the index or the collection is not there.
+            ValueError: no index is named, or two are; another model made it, it is damaged, a model is of the
+                wrong kind, there is no GPU, or another process has the file of Milvus.
+            OSError: Milvus does not answer.
         """
+        if index and uri:
+            raise ValueError(f"two indexes, {index} and {uri}: give one of them")
         checkpoint, depth = Path(checkpoint), DEPTH
         if (checkpoint / "best" / "retriever").is_dir():
             checkpoint = checkpoint / "best"
         if (checkpoint / "retriever").is_dir():
-            index = index or checkpoint / "index"
+            index = index or (None if uri else checkpoint / "index")
             if reranker is None and (checkpoint / "reranker").is_dir():
                 reranker, depth = checkpoint / "reranker", read_depth(checkpoint)
             checkpoint = checkpoint / "retriever"
-        elif index is None:
+        elif index is None and uri is None:
             convert.find(checkpoint)  # says what is wrong where there is no model at all
             raise ValueError(
                 f"{checkpoint} has no retriever/ and index/ inside: name the index with index=FOLDER "
-                "(on the command line: --index FOLDER)"
+                "(on the command line: --index FOLDER), or with uri="
             )
         place = device.find_device(use_cuda)
         with device.using(place):
             dual = convert.read(checkpoint, kind=DUAL)
-            vectors = VectorIndex.load(index, dual.digest())
-            texts = PassageTexts(index, vectors.ids)
+            digest = dual.digest()
+            found = MilvusIndex(uri, collection, digest) if uri else IndexFolder(index, digest)
             cross = convert.read(reranker, kind=CROSS) if reranker else None
-        return cls(dual, vectors, texts, cross, place, depth)
+        return cls(dual, found, cross, place, depth)
 
     def search(
         self, queries: Sequence[str], k: int = 5, depth: int | None = None, *, progress: str = ""
@@ -120,9 +136,8 @@ class SearchEngine:
         named = {str(number): Query(str(number), text) for number, text in enumerate(texts)}
         with device.using(self._place):
             vectors = forward.encode_queries(self._retriever, texts)
-            scores, rows = self._index.search(vectors, max(k, depth))
-            ordered = found = retrieval.to_run(list(named), self._index.ids, scores, rows)
-            passages = {self._index.ids[row]: self._texts[row] for row in np.unique(rows).tolist()}
+            found, passages = self._index.find(list(named), vectors, max(k, depth))
+            ordered = found
             if depth:
                 ordered = retrieval.rerank(self._reranker, found, passages, named, depth, progress=progress)
         return [list(_results(found[name], ordered[name][:k], passages, depth)) for name in named]
