@@ -1,23 +1,16 @@
 """The command `rocketqa index`: a corpus to a searchable index, and changes of its passages."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from rocketqa_paddle.data.tables import columns, lines, refuse_stream
+from rocketqa_paddle.commands.index_place import Folder, Milvus, leave_out, place_of
+from rocketqa_paddle.data.tables import columns, lines
 from rocketqa_paddle.data.texts import count_empty, placed_passages
 from rocketqa_paddle.runtime.device import select
 from rocketqa_paddle.runtime.storage import hidden, locked
-from rocketqa_paddle.settings import IndexSettings, at_least
-
-if TYPE_CHECKING:  # these import Paddle
-    from rocketqa_paddle.data.dataset import Corpus
-    from rocketqa_paddle.search.folder import IndexFolder
-    from rocketqa_paddle.search.milvus import MilvusIndex
-    from rocketqa_paddle.search.retrieval import CorpusIndex
+from rocketqa_paddle.settings import COLLECTION, IndexSettings, at_least
 
 
 def index(
@@ -34,7 +27,7 @@ def index(
     use_cuda: bool = False,
     engine: Literal["faiss", "milvus"] = "faiss",
     uri: str | None = None,
-    collection: str = "rocketqa",
+    collection: str = COLLECTION,
     update: bool = False,
     delete: str | None = None,
 ) -> None:
@@ -61,9 +54,9 @@ def index(
     """
     at_least(1, batch_size=batch_size)
     settings = IndexSettings(factory, parameters, candidates)
-    place = _place(output, uri, collection, settings, engine, vectors)
+    place = place_of(output, uri, collection, settings, engine, vectors)
     if delete:
-        _leave_out("--delete", checkpoint=checkpoint, passages=passages, titles=titles, update=update)
+        leave_out("--delete", checkpoint=checkpoint, passages=passages, titles=titles, update=update)
         ids = [id for _, (id,) in columns(lines(delete), ("id",))]
         with locked(place.path):
             gone = place.open().delete(ids)
@@ -71,8 +64,8 @@ def index(
         return
     if not (checkpoint and passages):
         raise ValueError("index needs --checkpoint, a retriever, and --passages, a file")
-    if update and settings != IndexSettings():
-        raise ValueError("--update keeps the kind of the index: leave out --factory and its parameters")
+    if update:  # which keeps the kind of the index
+        leave_out("--update", factory=not settings.is_exact, vectors=vectors != "float32")
     with locked(place.path):
         options = {"batch_size": batch_size, "precision": precision}
         select(use_cuda, precision)
@@ -80,7 +73,7 @@ def index(
 
 
 def _written(
-    place: _Folder | _Milvus,
+    place: Folder | Milvus,
     checkpoint: str,
     files: list[str | None],
     update: bool,
@@ -129,99 +122,3 @@ def _written(
     remove(work / "corpus", CORPUS)
     work.rmdir()
     return told
-
-
-# Places -------------------------------------------------------------------------------------------
-
-
-def _place(
-    output: str | None, uri: str | None, collection: str, settings: IndexSettings, engine: str, vectors: str
-) -> _Folder | _Milvus:
-    """Where the index is to be.
-
-    Raises:
-        ValueError: flags are missing, or do not fit the engine.
-    """
-    if engine == "milvus":
-        if not uri:
-            raise ValueError("--engine milvus needs --uri, a file NAME.db or a server, http://HOST:19530")
-        exact = {} if settings.is_exact else {"factory": settings.factory}
-        _leave_out("--engine milvus", output=output, vectors=vectors != "float32", **exact)
-        return _Milvus(uri, collection)
-    _leave_out("--engine faiss", uri=uri)
-    if not output:
-        raise ValueError("index needs --output, the folder of the index")
-    refuse_stream(output, "a folder")
-    return _Folder(output, settings)
-
-
-def _leave_out(flag: str, **others: object) -> None:
-    if given := [name for name, value in others.items() if value]:
-        raise ValueError(f"{flag} goes without --{given[0]}: leave it out")
-
-
-class _Folder:
-    """An index folder."""
-
-    def __init__(self, folder: str, settings: IndexSettings) -> None:
-        self.path, self._settings = Path(folder), settings
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def check(self) -> None:
-        from rocketqa_paddle.search.index import CONTENTS
-
-        CONTENTS.check(self.path)
-
-    def check_model(self, dimension: int) -> None:
-        from rocketqa_paddle.search.index import check_factory
-
-        check_factory(self._settings, dimension)
-
-    def check_texts(self, corpus: Corpus) -> None:
-        """Any text will do."""
-
-    def open(self, model: str | None = None) -> IndexFolder:
-        from rocketqa_paddle.search.folder import IndexFolder
-
-        return IndexFolder(self.path, model)
-
-    def write(self, made: CorpusIndex, corpus: Corpus, model: str) -> None:
-        made.save(self.path, model, self._settings)
-
-
-class _Milvus:
-    """A collection of Milvus. What is kept for a command that goes on lies beside the file, or here."""
-
-    def __init__(self, uri: str, collection: str) -> None:
-        self._uri, self._collection = uri, collection
-        self.path = Path(collection if "://" in uri else uri)
-
-    def __str__(self) -> str:
-        from rocketqa_paddle.search.milvus_connection import shown
-
-        return f"{shown(self._uri)}, {self._collection}"
-
-    def check(self) -> None:
-        from rocketqa_paddle.search.milvus import check_replaceable
-
-        check_replaceable(self._uri, self._collection)
-
-    def check_model(self, dimension: int) -> None:
-        """Milvus takes vectors of any size that there is."""
-
-    def check_texts(self, corpus: Corpus) -> None:
-        from rocketqa_paddle.search.milvus import check_lengths
-
-        check_lengths(corpus.rows)
-
-    def open(self, model: str | None = None) -> MilvusIndex:
-        from rocketqa_paddle.search.milvus import MilvusIndex
-
-        return MilvusIndex(self._uri, self._collection, model)
-
-    def write(self, made: CorpusIndex, corpus: Corpus, model: str) -> None:
-        from rocketqa_paddle.search.milvus import build
-
-        build(self._uri, self._collection, model, corpus, made.vectors)

@@ -7,6 +7,7 @@ from rocketqa_paddle.data.places import NO_TITLE
 from rocketqa_paddle.data.runs import check_run_ids, write_run
 from rocketqa_paddle.data.texts import load_queries
 from rocketqa_paddle.records import Hit, Query, Result
+from rocketqa_paddle.settings import COLLECTION
 
 
 def search(
@@ -21,7 +22,7 @@ def search(
     depth: int | None = None,
     use_cuda: bool = False,
     uri: str | None = None,
-    collection: str = "rocketqa",
+    collection: str = COLLECTION,
 ) -> None:
     """Search an index, for people (a readable list) or for a file of queries (a run).
 

@@ -16,8 +16,8 @@ from rocketqa_paddle.runtime import device
 from rocketqa_paddle.runtime.storage import read_json, write_json
 from rocketqa_paddle.search import retrieval
 from rocketqa_paddle.search.folder import IndexFolder
-from rocketqa_paddle.search.milvus import COLLECTION, MilvusIndex
-from rocketqa_paddle.settings import at_least
+from rocketqa_paddle.search.milvus import MilvusIndex
+from rocketqa_paddle.settings import COLLECTION, at_least
 
 SETTINGS, DEPTH = "engine.json", 20
 

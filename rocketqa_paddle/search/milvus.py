@@ -27,12 +27,10 @@ from rocketqa_paddle.search.index import check_model, check_queries
 from rocketqa_paddle.search.milvus_connection import connect, is_file, shown, speaking
 from rocketqa_paddle.search.retrieval import to_hits
 from rocketqa_paddle.search.vectors import DType, Vectors
+from rocketqa_paddle.settings import COLLECTION
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
-
-COLLECTION = "rocketqa"
-"""The name of a collection unless another is given."""
 
 FORMAT_VERSION, METRIC = 1, "IP"
 LONGEST = 65535
@@ -181,7 +179,6 @@ class MilvusIndex:
             ValueError: a text is too long for Milvus.
             OSError: Milvus does not answer.
         """
-        check_lengths(corpus.rows)
         row, replaced = self._record.next_row, 0
         with speaking(self.place), _bar("update", len(corpus)) as bar:
             self._note(passages=None, next_row=row + len(corpus))
@@ -275,7 +272,6 @@ def build(uri: str, collection: str, model: str, corpus: Corpus, vectors: Vector
         OSError: Milvus does not answer.
     """
     check_replaceable(uri, collection)
-    check_lengths(corpus.rows)
     client, new = connect(uri), _unfinished(collection)
     record = _Record(model, vectors.dimension, passages=len(corpus), next_row=len(corpus))
     with speaking(f"{shown(uri)}, {collection}"):
@@ -286,7 +282,6 @@ def build(uri: str, collection: str, model: str, corpus: Corpus, vectors: Vector
                 rows = range(first, first + len(block))
                 client.insert(new, _entities(corpus.rows[first : rows.stop], rows, block, record))
                 bar.update(len(block))
-        client.flush(new)
         client.drop_collection(collection)
         client.rename_collection(new, collection)
         client.load_collection(collection)
@@ -312,6 +307,7 @@ def _create(client: MilvusClient, name: str, record: _Record) -> None:
 def _entities(
     passages: Sequence[Passage], rows: Sequence[int], vectors: np.ndarray, record: _Record
 ) -> list[dict[str, Any]]:
+    check_lengths(passages)
     return [
         {"id": passage.id, "row": row, "title": passage.title, "text": passage.text, record.field: vector}
         for passage, row, vector in zip(passages, rows, vectors, strict=True)

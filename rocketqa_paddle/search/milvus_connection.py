@@ -31,8 +31,9 @@ def connect(uri: str) -> MilvusClient:
     except ImportError as error:
         needed = "Milvus needs pymilvus, and milvus-lite for a file: pip install 'rocketqa_paddle[milvus]'"
         raise ImportError(f"{needed} ({error})") from None
-    for logger in ("pymilvus", "pymilvus.milvus_client"):  # what they log is raised as well
+    for logger in ("pymilvus", "pymilvus.milvus_client", "grpc._server"):  # what they log is raised as well
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    logging.getLogger("milvus_lite").setLevel(logging.ERROR)
     with speaking(shown(uri)), _opening(uri):
         return pymilvus.MilvusClient(uri)
 
@@ -43,9 +44,10 @@ def _opening(uri: str) -> Iterator[None]:
     if not is_file(uri):
         yield
         return
-    if Path(uri).is_file():
-        raise ValueError(f"{uri} is a file of something else, or of milvus-lite 2: choose another name")
-    Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(uri)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "collections").is_dir()):
+        raise ValueError(f"{uri} is something else, or of milvus-lite before 3: choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
     logger, heard = logging.getLogger("milvus_lite.server_manager"), _Heard()
     logger.addHandler(heard)
     propagates, logger.propagate = logger.propagate, False
