@@ -43,6 +43,13 @@ VECTORS = vectors(60)
 VECTORS[[7, 30, 59]] = VECTORS[3]  # passages of equal scores
 
 
+@pytest.fixture(autouse=True)
+def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pymilvus asks twice a second whether the index of a new collection is there."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / 50))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server in a process of its own."""
