@@ -54,7 +54,7 @@ def _opening(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if any("LOCK" in told or "lock" in told for told in heard.told):
+        if any("holds the lock" in told for told in heard.told):
             raise ValueError(
                 f"{uri}: another process has this file of Milvus, and only one can: wait for it, or start a "
                 f"server for several, `milvus-lite server --data-dir {uri} --host 127.0.0.1`, and give its "

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,15 @@ def test_an_engine_finds_the_same_in_milvus(uri, name, best):
         SearchEngine.open(best, "x", uri=uri)
 
 
+def test_threads_get_the_answers_given_alone(uri, name):
+    index = made(uri, name)
+    expected = [index.find([id], query[None], 9) for id, query in zip(NAMES, QUERIES, strict=True)]
+    with ThreadPoolExecutor(3) as pool:
+        jobs = list(range(len(NAMES))) * 5
+        found = pool.map(lambda n: index.find([NAMES[n]], QUERIES[n : n + 1], 9), jobs)
+        assert [*found] == [expected[job] for job in jobs]
+
+
 # Changes -------------------------------------------------------------------------------------------
 
 
@@ -149,7 +159,7 @@ def test_changes_are_those_of_a_folder(uri, name, tmp_path, monkeypatch):
     folder(path)
     more = {id: Passage(id, "", f"text of {id}") for id in (*ODD, "p3", "p59", "p0")}
     added = vectors(len(more))
-    added[0] = VECTORS[3]  # new, but no better than what was there before
+    added[[0, 6, 7]] = VECTORS[3]  # a new one comes last of equal scores, p3 and p59 where they were
     for opened in (index, IndexFolder(path)):
         assert opened.update(Corpus(more), Vectors([added])) == 3
     assert_alike(index, IndexFolder(path, "m"))
@@ -304,3 +314,10 @@ def test_places_that_are_no_milvus(tmp_path):
     with pytest.raises(OSError, match="http://127.0.0.1:1: Milvus answers") as error:
         milvus.check_replaceable("http://me:secret@127.0.0.1:1", "x")
     assert "secret" not in str(error.value)
+
+
+def test_without_the_packages_a_line_says_how_to_install_them(tmp_path, monkeypatch):
+    for missing in ("milvus_lite.server_manager", "pymilvus"):
+        monkeypatch.setitem(sys.modules, missing, None)
+        with pytest.raises(ImportError, match=r"pip install 'rocketqa_paddle\[milvus\]'"):
+            milvus.check_replaceable(str(tmp_path / "x.db"), "x")
