@@ -81,6 +81,9 @@ class MilvusIndex:
         OSError: Milvus does not answer.
     """
 
+    dtype: DType = "float32"
+    """The numbers of the vectors."""
+
     def __init__(self, uri: str, collection: str = COLLECTION, model: str | None = None) -> None:
         if is_file(uri) and not Path(uri).exists():
             raise FileNotFoundError(f"{uri}: not there; make it with `rocketqa index --engine milvus`")
@@ -96,11 +99,17 @@ class MilvusIndex:
             check_model(self.place, self._record.model, model)
             self._check_field()
             self._client.load_collection(collection)
-            if self._record.passages not in (None, count := len(self)):
-                raise ValueError(
-                    f"{self.place}: {count} passages, but its record says {self._record.passages}: something "
-                    "else has changed it, build it again with `rocketqa index --engine milvus`"
-                )
+            self._check_count()
+
+    def _check_count(self) -> None:
+        """Compare the number of passages with the record, unless they are being changed."""
+        announced, count = self._record.passages, len(self)
+        changing = _read_record(self._client, self._name, self.place) != self._record
+        if announced not in (None, count) and not changing:
+            raise ValueError(
+                f"{self.place}: {count} passages, but its record says {announced}: something else has changed "
+                "it, build it again with `rocketqa index --engine milvus`"
+            )
 
     def _check_field(self) -> None:
         """Compare the field of the vectors, and how it is searched, with the record."""
@@ -114,9 +123,6 @@ class MilvusIndex:
                 f"{self.place}: its record announces {announced}, but it has {found}, expected the metric "
                 f"{METRIC}: build it again with `rocketqa index --engine milvus`"
             )
-
-    dtype: DType = "float32"
-    """The numbers of the vectors."""
 
     def __len__(self) -> int:
         (counted,) = self._client.query(self._name, filter="", output_fields=["count(*)"])
