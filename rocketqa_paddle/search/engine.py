@@ -106,7 +106,7 @@ class SearchEngine:
             convert.find(checkpoint)  # says what is wrong where there is no model at all
             raise ValueError(
                 f"{checkpoint} has no retriever/ and index/ inside: name the index with index=FOLDER "
-                "(on the command line: --index FOLDER), or with uri="
+                "(on the command line: --index FOLDER), or Milvus with uri= (--uri)"
             )
         place = device.find_device(use_cuda)
         with device.using(place):

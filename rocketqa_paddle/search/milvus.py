@@ -107,8 +107,8 @@ class MilvusIndex:
         changing = _read_record(self._client, self._name, self.place) != self._record
         if announced not in (None, count) and not changing:
             raise ValueError(
-                f"{self.place}: {count} passages, but its record says {announced}: something else has changed "
-                "it, build it again with `rocketqa index --engine milvus`"
+                f"{self.place}: {count} passages, but its record says {announced}: something else has "
+                "changed it, build it again with `rocketqa index --engine milvus`"
             )
 
     def _check_field(self) -> None:
