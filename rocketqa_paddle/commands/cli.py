@@ -69,7 +69,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 """The files that commands write, by their `--output`. Commands that write folders check them themselves."""
 _PATHS = (
     *("checkpoint", "index", "reranker", "run", "queries", "passages", "titles", "qrels", "input", "output"),
-    *("baseline", "source", "target", "hits"),
+    *("baseline", "source", "target", "hits", "uri", "delete"),
 )
 """The names of parameters that name files and folders."""
 
@@ -132,7 +132,7 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     if arguments and arguments[0] in parsers:
         return parsers[arguments[0]](arguments[1:])
     parsed = _parser().parse_args(arguments)
-    values = vars(parsed[parsed.command]).items()
+    values = parsed[parsed.command].as_dict().items()
     paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
     if empty := [name for name, value in paths.items() if value == "" and name in _PATHS]:
         raise ValueError(f"--{empty[0]} is empty: give a name, or leave the flag out")

@@ -7,6 +7,7 @@ from rocketqa_paddle.data.places import NO_TITLE
 from rocketqa_paddle.data.runs import check_run_ids, write_run
 from rocketqa_paddle.data.texts import load_queries
 from rocketqa_paddle.records import Hit, Query, Result
+from rocketqa_paddle.settings import COLLECTION
 
 
 def search(
@@ -22,6 +23,8 @@ def search(
     fuse: Literal["rrf", "weighted"] | None = None,
     weight: float | None = None,
     use_cuda: bool = False,
+    uri: str | None = None,
+    collection: str = COLLECTION,
 ) -> None:
     """Search an index, for people (a readable list) or for a file of queries (a run).
 
@@ -40,6 +43,8 @@ def search(
             scores; needs an index that was made with `--bm25 true`
         weight: of BM25 in a weighted fusion, from 0 to 1; `rocketqa tune` finds a good one
         use_cuda: compute on a GPU
+        uri: where Milvus has the index: a file NAME.db, or http://HOST:19530
+        collection: name of the index in Milvus
     """
     from rocketqa_paddle.search.engine import SearchEngine, check_request
 
@@ -47,7 +52,8 @@ def search(
     texts = check_request([q.text for q in wanted.values()], k, depth, fuse, weight)
     if output:
         check_run_ids(output, format, wanted, [])
-    engine = SearchEngine.open(checkpoint, index, False if depth == 0 else reranker, use_cuda)
+    reranker = False if depth == 0 else reranker
+    engine = SearchEngine.open(checkpoint, index, reranker, use_cuda, uri=uri, collection=collection)
     options = {"fuse": fuse, "weight": weight, "progress": "re-rank" if output else ""}
     found = engine.search(texts, k, depth, **options)
     if output:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from rocketqa_paddle.checkpoints import convert
-from rocketqa_paddle.data.candidates import Candidates, as_hits
-from rocketqa_paddle.data.store import PassageTexts
+from rocketqa_paddle.data.candidates import Candidates
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
-from rocketqa_paddle.records import Hit, Passages, Queries, Query, Result
+from rocketqa_paddle.records import Hit, Passages, Queries, Query, Result, Run
 from rocketqa_paddle.runtime import device
-from rocketqa_paddle.runtime.folders import whole
 from rocketqa_paddle.runtime.storage import read_json, write_json
-from rocketqa_paddle.search import bm25, fusion, retrieval
-from rocketqa_paddle.search.bm25 import BM25Index
+from rocketqa_paddle.search import fusion, retrieval
+from rocketqa_paddle.search.folder import IndexFolder
 from rocketqa_paddle.search.fusion import Fusion, check_fusion
-from rocketqa_paddle.search.index import VectorIndex
-from rocketqa_paddle.settings import at_least, need_bm25s
+from rocketqa_paddle.search.milvus import MilvusIndex
+from rocketqa_paddle.settings import COLLECTION, at_least
 
 SETTINGS, DEPTH = "engine.json", 20
 
@@ -45,20 +42,26 @@ def read_depth(folder: str | Path) -> int:
     return depth
 
 
+class PassageIndex(Protocol):
+    """What finds passages by vectors: an index folder or a collection of Milvus."""
+
+    def find(self, query_ids: Sequence[str], queries: np.ndarray, k: int) -> tuple[Run, Passages]:
+        """Find the `k` best passages for query vectors `[queries, hidden]`: the hits, and their texts."""
+        ...
+
+
 class SearchEngine:
     """Finds passages for queries. Open one with `SearchEngine.open`."""
 
     def __init__(
         self,
         retriever: Checkpoint,
-        index: VectorIndex,
-        texts: PassageTexts,
+        index: PassageIndex,
         reranker: Checkpoint | None = None,
         place: str = "cpu",
         depth: int = DEPTH,
-        lexical: BM25Index | None = None,
     ) -> None:
-        self._retriever, self._index, self._texts, self._lexical = retriever, index, texts, lexical
+        self._retriever, self._index = retriever, index
         self._reranker, self._place, self.depth = reranker, place, depth
 
     @classmethod
@@ -68,6 +71,9 @@ class SearchEngine:
         index: str | Path | None = None,
         reranker: str | Path | Literal[False] | None = None,
         use_cuda: bool = False,
+        *,
+        uri: str | None = None,
+        collection: str = COLLECTION,
     ) -> SearchEngine:
         """Read the models and open the index; texts stay on the disk until a search finds them.
 
@@ -78,33 +84,39 @@ class SearchEngine:
             index: an index folder; by default the one in the `best` folder.
             reranker: a re-ranker; by default the one in the `best` folder, if any; False goes without.
             use_cuda: compute on a GPU.
+            uri: where Milvus has the passages, instead of an index folder: a file `NAME.db`, or
+                `http://HOST:19530`.
+            collection: the name of the passages there.
 
         Raises:
-            FileNotFoundError: a model or a file of the index is not there.
-            ValueError: no index is named, another model made it, it is damaged, a model is of the wrong kind,
-                or there is no GPU.
+            FileNotFoundError: a model, a file of the index or the collection is not there.
+            ValueError: no index is named, or two are; another model made it, it is damaged, a model is of the
+                wrong kind, there is no GPU, or another process has the file of Milvus.
+            OSError: Milvus does not answer.
         """
+        if index and uri:
+            raise ValueError(f"two indexes, {index} and {uri}: give one of them")
         checkpoint, depth = Path(checkpoint), DEPTH
         if (checkpoint / "best" / "retriever").is_dir():
             checkpoint = checkpoint / "best"
         if (checkpoint / "retriever").is_dir():
-            index = index or checkpoint / "index"
+            index = index or (None if uri else checkpoint / "index")
             if reranker is None and (checkpoint / "reranker").is_dir():
                 reranker, depth = checkpoint / "reranker", read_depth(checkpoint)
             checkpoint = checkpoint / "retriever"
-        elif index is None:
+        elif index is None and uri is None:
             convert.find(checkpoint)  # says what is wrong where there is no model at all
             raise ValueError(
                 f"{checkpoint} has no retriever/ and index/ inside: name the index with index=FOLDER "
-                "(on the command line: --index FOLDER)"
+                "(on the command line: --index FOLDER), or Milvus with uri= (--uri)"
             )
         place = device.find_device(use_cuda)
         with device.using(place):
             dual = convert.read(checkpoint, kind=DUAL)
-            vectors = VectorIndex.load(index, dual.digest())
-            texts = PassageTexts(index, vectors.ids)
+            digest = dual.digest()
+            found = MilvusIndex(uri, collection, digest) if uri else IndexFolder(index, digest)
             cross = convert.read(reranker, kind=CROSS) if reranker else None
-        return cls(dual, vectors, texts, cross, place, depth, _bm25_of(index, vectors))
+        return cls(dual, found, cross, place, depth)
 
     def search(
         self,
@@ -138,20 +150,17 @@ class SearchEngine:
         with device.using(self._place):
             vectors = forward.encode_queries(self._retriever, texts)
             if fuse:
-                sides = self._both(vectors, texts, max(k, depth, fusion.POOL))
-                hits = fusion.fuse(*sides, fuse, weight)[:, : max(k, depth)]
-                inner = self._index.scores(vectors, hits["row"])
+                found, passages, inner = self._folder().fused(
+                    list(named), vectors, texts, max(k, depth), fuse, weight
+                )
             else:
-                inner, rows = self._index.search(vectors, max(k, depth))
-                hits = as_hits(inner, rows)
-            ordered = found = Candidates(list(named), self._index.ids, hits)
-            rows = np.unique(hits["row"][hits["row"] >= 0]).tolist()
-            passages = {self._index.ids[row]: self._texts[row] for row in rows}
+                found, passages = self._index.find(list(named), vectors, max(k, depth))
+                inner = {name: [hit.score for hit in found[name]] for name in named}
+            ordered = found
             if depth:
                 ordered = retrieval.rerank(self._reranker, found, passages, named, depth, progress=progress)
         return [
-            list(_results(found[name], scores, ordered[name][:k], passages, depth))
-            for name, scores in zip(named, inner.tolist(), strict=True)
+            list(_results(found[name], inner[name], ordered[name][:k], passages, depth)) for name in named
         ]
 
     def candidates(self, queries: Queries, k: int = fusion.POOL) -> tuple[Candidates, Candidates]:
@@ -162,26 +171,13 @@ class SearchEngine:
         """
         texts = [query.text for query in queries.values()]
         with device.using(self._place):
-            sides = self._both(forward.encode_queries(self._retriever, texts), texts, k)
-        dense, lexical = (Candidates(list(queries), self._index.ids, hits) for hits in sides)
-        return dense, lexical
+            vectors = forward.encode_queries(self._retriever, texts)
+            return self._folder().both(list(queries), vectors, texts, k)
 
-    def _both(self, vectors: np.ndarray, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._lexical is None:
-            need_bm25s("a fusion with BM25")
-            raise ValueError("the index has no bm25/: build it with `rocketqa index --bm25 true`")
-        return as_hits(*self._index.search(vectors, k)), self._lexical.search(texts, k)
-
-
-def _bm25_of(folder: str | Path, vectors: VectorIndex) -> BM25Index | None:
-    """Open the BM25 of an index folder, where it has one and the package for it is installed."""
-    if not (whole(folder) / bm25.FOLDER).is_dir() or importlib.util.find_spec("bm25s") is None:
-        return None
-    lexical = BM25Index.load(folder)
-    if len(lexical) != len(vectors):
-        given = f"{bm25.FOLDER}/ has {len(lexical)} passages, the index {len(vectors)}"
-        raise ValueError(f"{folder}: {given}: the folder is damaged, build the index again")
-    return lexical
+    def _folder(self) -> IndexFolder:
+        if isinstance(self._index, IndexFolder):
+            return self._index
+        raise ValueError("a fusion with BM25 needs an index folder, and Milvus has none: leave out fuse")
 
 
 def check_request(

@@ -99,13 +99,7 @@ class VectorIndex:
         Return inner products, float32, and rows, int64, best first, both `[queries, min(k, passages)]`. Raise
         ValueError if the queries are of another dimension, or hold NaN or infinity.
         """
-        if queries.shape[1] != self.dimension:
-            raise ValueError(
-                f"queries have {queries.shape[1]} dimensions, the index {self.dimension}: "
-                "search with the model that built the index"
-            )
-        if not np.isfinite(queries).all():
-            raise ValueError("query vectors hold NaN or infinity: the model that made them is broken")
+        check_queries(queries, self.dimension)
         queries, k = np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self))
         blocks = np.split(queries, range(_QUERY_BLOCK, len(queries), _QUERY_BLOCK))
         found = [self._search_block(block, k) for block in blocks]
@@ -207,11 +201,7 @@ class VectorIndex:
         if not (folder / META).is_file():
             raise FileNotFoundError(f"{folder / META}: not there; make an index with `rocketqa index`")
         meta = read_json(folder / META)
-        if model is not None and meta.get("model") != model:
-            raise ValueError(
-                f"{folder}: made by model {str(meta.get('model'))[:80]}, but the checkpoint is {model}: "
-                "search with the checkpoint that built the index, or build it again"
-            )
+        check_model(folder, meta.get("model"), model)
         index = cls.__new__(cls)
         index.ids, index.model = Ids(folder), meta.get("model", "")
         index.settings, index._approximate = IndexSettings.from_described(meta.get("index"), folder), None
@@ -253,6 +243,34 @@ class VectorIndex:
         """A fingerprint of all ids and of some vectors, because to open an index is not to read it."""
         ids = self.ids.bytes[:-1] if isinstance(self.ids, Ids) else "\n".join(self.ids)
         return {"every": step, "fingerprint": fingerprint([ids, self._every(step)])}
+
+
+def check_queries(queries: np.ndarray, dimension: int) -> None:
+    """Refuse query vectors `[queries, hidden]` of another dimension, or with NaN or infinity.
+
+    Raises:
+        ValueError: says which.
+    """
+    if queries.shape[1] != dimension:
+        raise ValueError(
+            f"queries have {queries.shape[1]} dimensions, the index {dimension}: "
+            "search with the model that built the index"
+        )
+    if not np.isfinite(queries).all():
+        raise ValueError("query vectors hold NaN or infinity: the model that made them is broken")
+
+
+def check_model(place: object, made_by: object, model: str | None) -> None:
+    """Refuse an index at a place if the model that encodes the queries, told by its digest, did not make it.
+
+    Raises:
+        ValueError: names both.
+    """
+    if model is not None and made_by != model:
+        raise ValueError(
+            f"{place}: made by model {str(made_by)[:80]}, but the checkpoint is {model}: "
+            "search with the checkpoint that built the index, or build it again"
+        )
 
 
 def is_whole(folder: str | Path) -> bool:

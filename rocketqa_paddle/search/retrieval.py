@@ -73,7 +73,7 @@ class CorpusIndex:
             with device.arithmetic(precision):
                 self._encode(self._shards, progress)
             vectors = self._shards.vectors()
-        self._vectors, self._own = vectors, distributed.shard(range(len(corpus)))
+        self.vectors, self._own = vectors, distributed.shard(range(len(corpus)))
         part = vectors.slice(self._own.start, len(self._own))
         self._local = VectorIndex(part, self._own, gpu=device.gpu_id()) if self._own else None
 
@@ -135,7 +135,7 @@ class CorpusIndex:
         if distributed.is_main():
             with replacing(folder, CONTENTS) as new:
                 texts = write_store(new, self._corpus.passages)
-                VectorIndex(self._vectors, self._corpus.ids, model, settings=settings).save(new, texts)
+                VectorIndex(self.vectors, self._corpus.ids, model, settings=settings).save(new, texts)
                 if bm25:
                     BM25Index(self._corpus.rows).save(new)
         distributed.barrier()
@@ -143,7 +143,7 @@ class CorpusIndex:
     def close(self) -> None:
         """Delete the vectors on the disk. Every rank calls it when it is done with the index."""
         if self._shards:
-            self._local = self._vectors = None
+            self._local = self.vectors = None
             self._shards.remove()
 
 

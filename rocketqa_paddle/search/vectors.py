@@ -73,6 +73,11 @@ class Vectors:
             parts += [piece] if len(piece) else []
         return Vectors(parts)
 
+    def chosen(self, rows: np.ndarray) -> Vectors:
+        """The vectors of some rows in their order, still mapped; neighbours stay in one part."""
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        return Vectors([part for run in runs for part in self.slice(int(run[0]), len(run)).parts])
+
 
 class Shards:
     """A folder in which ranks make the vectors of a corpus, shard by shard, so that a stop loses little.

@@ -137,3 +137,86 @@ def test_two_commands_do_not_write_one_folder(fails, best, data, tmp_path):
         other.submit(lock.__exit__, None, None, None).result()
     run("index", *flags)
     assert {path.name for path in tmp_path.iterdir()} == {"index"}
+
+
+# Changes and Milvus --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["faiss", "milvus"])
+def place(request, tmp_path) -> dict[str, dict]:
+    """The flags of an index for `index` and for `search`."""
+    if request.param == "faiss":
+        return {"index": {"output": tmp_path / "index"}, "search": {"index": tmp_path / "index"}}
+    pytest.importorskip("pymilvus", reason="needs the extra milvus")
+    pytest.importorskip("milvus_lite", reason="needs the extra milvus")
+    there = {"uri": tmp_path / "index.db", "collection": "toy"}
+    return {"index": {"engine": "milvus", **there}, "search": there}
+
+
+def found(best, place, query, capsys) -> str:
+    capsys.readouterr()
+    run("search", *words(checkpoint=best / "retriever", k=3, **place["search"]), query)
+    return capsys.readouterr().out
+
+
+def test_passages_are_added_replaced_and_deleted(best, data, place, tmp_path, capsys, fails, monkeypatch):
+    titles, model = {"titles": data / "para.title.txt"}, {"checkpoint": best / "retriever"}
+    run("index", *words(**model, passages=data / "para.txt", **titles, **place["index"]))
+    assert "60 passages indexed in " in capsys.readouterr().out
+    run("index", *words(**model, passages=data / "para.txt", **titles, output=tmp_path / "all"))
+    query = "where is the red dog ?"
+    whole = {"search": {"index": tmp_path / "all"}}
+    assert found(best, place, query, capsys) == found(best, whole, query, capsys)
+
+    encode, encoded = retrieval.forward.encode_parts, []
+    monkeypatch.setattr(
+        retrieval.forward,
+        "encode_parts",
+        lambda model, parts, count, **how: encoded.append(count) or encode(model, parts, count, **how),
+    )
+    (tmp_path / "more.txt").write_text(f"p3\t{query}\nnew\tthe green whale\n")
+    run("index", *words(**model, passages=tmp_path / "more.txt", **place["index"]), "--update")
+    assert "1 passages added and 1 replaced in " in capsys.readouterr().out
+    assert encoded == [2]
+    assert query in found(best, place, query, capsys)
+    (tmp_path / "ids.txt").write_text("p3\nnew\nnobody\n")
+    run("index", *words(**place["index"], delete=tmp_path / "ids.txt"))
+    assert capsys.readouterr().out.startswith("2 passages deleted in ")
+    assert query not in found(best, place, query, capsys).split("\n", 2)[2]
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept <= {"index", "index.db", "all", "more.txt", "ids.txt"}
+
+    other = checkpoints.load(best / "retriever")
+    other.lengths["query"] = 11
+    checkpoints.save(other, tmp_path / "other")
+    flags = words(checkpoint=tmp_path / "other", passages=tmp_path / "more.txt", **place["index"])
+    assert "search with the checkpoint that built the index" in fails("index", *flags, "--update")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"passages": "x"}, "index needs --checkpoint, a retriever, and --passages, a file"),
+        ({"delete": "ids", "passages": "x"}, "--delete goes without --passages: leave it out"),
+        ({"delete": "ids", "update": "true"}, "--delete goes without --update"),
+        ({"uri": "x.db"}, "--engine faiss goes without --uri"),
+        ({"collection": "x"}, "--engine faiss goes without --collection"),
+        ({"engine": "milvus", "uri": "x.db"}, "--engine milvus goes without --output"),
+        (
+            {"update": "true", "factory": "HNSW8", "checkpoint": "x", "passages": "x"},
+            "goes without --factory",
+        ),
+        ({"update": "true", "vectors": "float16", "checkpoint": "x", "passages": "x"}, "without --vectors"),
+    ],
+)
+def test_flags_that_do_not_go_together(fails, flags, message, tmp_path):
+    (tmp_path / "ids").write_text("1\n")
+    assert message in fails("index", *words(output=tmp_path / "index", **flags))
+    assert not (tmp_path / "index").exists()
+
+
+def test_milvus_needs_a_place_and_compares_all_vectors(fails):
+    assert "--engine milvus needs --uri, a file NAME.db or a server" in fails("index", "--engine", "milvus")
+    flags = words(engine="milvus", uri="x.db", factory="HNSW8")
+    assert "--engine milvus goes without --factory" in fails("index", *flags)
+    assert "index needs --output, the folder of the index" in fails("index", "--update")

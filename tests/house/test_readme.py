@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import command_line
 import pytest
 import toy
 
@@ -119,6 +121,14 @@ def demo(tmp_path_factory) -> Path:
         "blue cat\t\tthe blue cat .\t\tthe red dog .\t0\n",
     )
     (folder / "dual.train.tsv").write_text("".join(lines))
+    (folder / "new.txt").write_text("new-1\tthe red dog\n")
+    (folder / "gone.txt").write_text("new-1\n")
+    if importlib.util.find_spec("milvus_lite"):
+        files = {
+            "checkpoint": run / "best" / "retriever",
+            "passages": folder / "data" / "pydocs" / "para.txt",
+        }
+        cli.main(["index", *command_line.words(engine="milvus", uri=folder / "pydocs.db", **files)])
     return folder
 
 
@@ -135,9 +145,16 @@ def test_the_pages_show_what_these_tests_look_for():
     assert [path for path in PAGES if runnable(path)], "no command"
 
 
+def needed(path: Path) -> None:
+    """Skip a page whose extra is not installed."""
+    if path.name == "milvus.md":
+        pytest.importorskip("milvus_lite", reason="needs the extra milvus")
+
+
 @pytest.mark.parametrize("path", [path for path in TEXTS if fences(TEXTS[path], "python")], ids=name)
 def test_python_runs(path, demo, monkeypatch):
     """Block after block in one namespace, as a reader would paste them."""
+    needed(path)
     monkeypatch.chdir(demo)
     namespace: dict = {}
     for number, block in enumerate(fences(TEXTS[path], "python"), 1):
@@ -180,6 +197,7 @@ def test_commands_parse(words, monkeypatch, tmp_path_factory):
 @pytest.mark.parametrize("path", filter(runnable, PAGES), ids=name)
 def test_commands_run(path, demo, monkeypatch, capsys):
     """On the seeming demo, in the order of the page, for later ones read what the earlier wrote."""
+    needed(path)
     monkeypatch.chdir(demo)
     for words in runnable(path):
         cli.main(words[1:])

@@ -12,12 +12,16 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rocketqa_paddle.data.dataset import Corpus
 from rocketqa_paddle.data.store import Store, write_store
+from rocketqa_paddle.networks import forward
 from rocketqa_paddle.records import Passage, Query
 from rocketqa_paddle.runtime.storage import write_json
 from rocketqa_paddle.search import bm25 as module
 from rocketqa_paddle.search.bm25 import BM25Index, bm25
+from rocketqa_paddle.search.folder import IndexFolder
 from rocketqa_paddle.search.index import CONTENTS
+from rocketqa_paddle.search.retrieval import CorpusIndex
 
 PASSAGES = toy.collection().passages
 
@@ -180,3 +184,24 @@ def test_a_collection_in_english_has_the_scores_of_bm25s_alone():
     for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True):
         ordered = sorted((-score, row) for row, score in zip(found, values, strict=True) if score > 0)
         assert [(-hit.score, ids.index(hit.passage_id)) for hit in run[query]] == ordered[:10]
+
+
+def test_a_change_of_passages_reaches_the_words_of_an_index(tmp_path):
+    tokens = toy.tokenizer(tmp_path)
+    retriever, passages = toy.dual(tokens), dict(toy.collection().passages)
+    index = CorpusIndex(retriever, passages, progress="")
+    index.save(tmp_path / "index", "m", bm25=True)
+    more = {"new": Passage("new", "", "zyzzyva")}
+    vectors = CorpusIndex(retriever, more, progress="").vectors
+    folder = IndexFolder(tmp_path / "index", "m")
+    assert folder.update(Corpus(more), vectors) == 0
+    assert folder.delete([]) == 0
+    opened = IndexFolder(tmp_path / "index", "m")
+    query = forward.encode_queries(retriever, ["zyzzyva"])
+    found, texts, inner = opened.fused(["q"], query, ["zyzzyva"], 3, "weighted", 1.0)
+    assert found["q"][0].passage_id == "new"
+    assert texts["new"] == more["new"]
+    assert inner["q"][0] == pytest.approx(float(query[0] @ vectors.take(np.array([0]))[0]), abs=1e-5)
+    assert opened.delete(["new", "nobody"]) == 1
+    again = IndexFolder(tmp_path / "index", "m").both(["q"], query, ["zyzzyva"], 3)[1]
+    assert again["q"] == []
