@@ -1,13 +1,19 @@
 """The command `rocketqa encode`: texts to vectors in a NumPy file."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from rocketqa_paddle.data.tables import refuse_stream
-from rocketqa_paddle.data.texts import load_passages, load_queries
+from rocketqa_paddle.data.texts import load_queries
+from rocketqa_paddle.records import Passage
 from rocketqa_paddle.runtime.device import select
-from rocketqa_paddle.runtime.storage import atomic, save_array, write_text
+from rocketqa_paddle.runtime.storage import array_writer, atomic, write_text
 from rocketqa_paddle.settings import at_least
+
+_PART = 16384  # passages that are in memory at once
 
 
 def output_files(output: str) -> list[str]:
@@ -39,6 +45,7 @@ def encode(
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle.checkpoints import convert
+    from rocketqa_paddle.data.corpus import temporary
     from rocketqa_paddle.networks import forward
     from rocketqa_paddle.networks.encoders import DUAL
     from rocketqa_paddle.networks.truncation import truncations
@@ -57,15 +64,24 @@ def encode(
             print(sentence)
         with arithmetic:
             vectors = forward.encode_queries(model, texts, batch_size=batch_size)
+        parts = [vectors]
     else:
-        records = load_passages(input, titles)
-        for sentence in truncations(model, [], list(records.values())):
+        records = temporary(input, titles).by_id
+        for sentence in truncations(model, [], records.rows):
             print(sentence)
-        columns = [p.title for p in records.values()], [p.text for p in records.values()]
-        with arithmetic:
-            vectors = forward.encode_passages(model, *columns, batch_size=batch_size, progress="encode")
+        options = {"batch_size": batch_size, "progress": "encode"}
+        parts = forward.encode_parts(model, _columns(records.rows), len(records), **options)
     ids_file.unlink(missing_ok=True)  # so that a crash leaves no old ids beside new vectors
-    with atomic(vectors_file) as new:
-        save_array(new, vectors)
+    shape = (len(records), model.network.config.hidden_size)
+    with arithmetic, atomic(vectors_file) as new, array_writer(new, shape, np.dtype("float32")) as write:
+        for part in parts:
+            write(part)
     write_text(ids_file, "".join(f"{id}\n" for id in records))
-    print(f"{len(records)} vectors of {vectors.shape[1]} dimensions in {vectors_file}")
+    print(f"{shape[0]} vectors of {shape[1]} dimensions in {vectors_file}")
+
+
+def _columns(rows: Sequence[Passage]) -> Iterator[list[list[str]]]:
+    """Yield titles and texts in parts."""
+    for start in range(0, len(rows), _PART):
+        part = rows[start : start + _PART]
+        yield [[passage.title for passage in part], [passage.text for passage in part]]

@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any, Literal
 
 from rocketqa_paddle.data.groups import GroupLayout, check_group_file, check_texts, write_groups
-from rocketqa_paddle.data.places import is_empty, shown
+from rocketqa_paddle.data.places import shown
 from rocketqa_paddle.data.qrels import load_qrels
 from rocketqa_paddle.data.runs import first_hits, read_run, with_positives
-from rocketqa_paddle.data.texts import load_passages, load_queries
+from rocketqa_paddle.data.texts import load_queries
 from rocketqa_paddle.records import Passages, Qrels, Queries, Query, Run, positives
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.settings import at_least, check_thresholds
@@ -86,9 +86,13 @@ def mine(
         check_group_file(output, format)
     labels = load_qrels(qrels) if qrels else {}
     texts = load_queries(queries)
-    corpus = load_passages(passages, titles)
+    from rocketqa_paddle.data.corpus import temporary
+
+    corpus = temporary(passages, titles, empty := set()).by_id
     hits = {id: found for id, found in (read_run(run) if run else {}).items() if id in texts}
-    corpus, hits = _without_empty(corpus, hits)
+    if empty:  # nothing is learnt from them
+        print(f"the {len(empty)} passages without title and text are left out")
+        hits = {id: [hit for hit in found if hit.passage_id not in empty] for id, found in hits.items()}
     _check_passages(passages, corpus, labels, hits)
     if output:
         check_texts(output, format, {queries: texts.values(), passages: corpus.values()})
@@ -126,16 +130,6 @@ def mine(
             raise ValueError(f"{policy}: no training data. {describe_scores(scores, miner.calibration)}")
         write_groups(output, groups, format)
         print(f"{len(groups)} groups of {len(groups[0].passages)} passages in {output}")
-
-
-def _without_empty(corpus: Passages, hits: Run) -> tuple[Passages, Run]:
-    """Leave out passages with neither title nor text (BEIR has some), from which nothing is learnt."""
-    kept = {id: passage for id, passage in corpus.items() if not is_empty(passage)}
-    if len(kept) == len(corpus):
-        return corpus, hits
-    print(f"the {len(corpus) - len(kept)} passages without title and text are left out")
-    empty = corpus.keys() - kept.keys()
-    return kept, {id: [hit for hit in found if hit.passage_id not in empty] for id, found in hits.items()}
 
 
 def _check_passages(file: str, corpus: Passages, labels: Qrels, hits: Run) -> None:

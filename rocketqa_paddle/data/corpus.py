@@ -1,12 +1,15 @@
 """A corpus that is read once from its files into a store, and used again while the files are the same."""
 
+import warnings
 from array import array
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypedDict
 
-from rocketqa_paddle.data.places import Place, is_empty, shown
+from rocketqa_paddle.data.places import FilePath, Place, is_empty, shown
 from rocketqa_paddle.data.store import FILES, TEXTS, Store, Writer
+from rocketqa_paddle.data.texts import count_empty, placed_passages
 from rocketqa_paddle.records import Passage
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.folders import Contents, replacing, whole
@@ -82,16 +85,39 @@ class StoredCorpus:
         return self._record["empty"]
 
 
+def temporary(path: FilePath, titles: FilePath | None, left_out: set[str] | None = None) -> StoredCorpus:
+    """Read passages into a store of this process, whose files are gone when nobody has it any more.
+
+    A warning counts passages with neither title nor text. If `left_out` is given, they are left out instead,
+    and their ids are added to it.
+    """
+
+    def read(before: Container[str]) -> Iterator[tuple[Place, Passage]]:
+        for place, passage in placed_passages(path, titles, loaded=before):
+            if left_out is not None and is_empty(passage):
+                left_out.add(passage.id)
+            else:
+                yield place, passage
+
+    with TemporaryDirectory(prefix="rocketqa-") as work:
+        made = StoredCorpus(Path(work) / "corpus", [Path(file) for file in (path, titles) if file], read)
+    if told := count_empty(path, len(made.by_id), made.empty):
+        warnings.warn(told, stacklevel=2)
+    return made
+
+
 def _write(folder: Path, sources: Sequence[Path], read: Read) -> dict[str, object]:
     """Write the store of what is read, and return what is recorded of it."""
-    writer, lines, empty = Writer(folder), array("q"), 0
-    for place, passage in read(writer):
-        writer.add(passage)
-        lines.append(place.number)
-        empty += is_empty(passage)
-    if not lines:
-        raise Place(sources[0], 1).wrong("empty file, expected one passage a line")
-    if twice := writer.close():
+    lines, empty = array("q"), 0
+    with Writer(folder) as writer:
+        for place, passage in read(writer):
+            writer.add(passage)
+            lines.append(place.number)
+            empty += is_empty(passage)
+        if not lines:
+            raise Place(sources[0], 1).wrong("empty file, expected one passage a line")
+        twice = writer.close()
+    if twice:
         before, again = (lines[row] for row in twice)
         given = f"passage id {shown(Store(folder).ids[twice[1]])} is already on line {before}"
         raise Place(sources[0], again).wrong(

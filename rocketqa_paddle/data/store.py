@@ -105,6 +105,8 @@ class Store(Mapping[str, Passage]):
 class Writer:
     """Writes a store into an existing folder, one passage after the other; `close` ends it.
 
+    As a context manager, it lets go of its files, whatever happens.
+
     An id that was written before is found in the end: `close` returns the rows of the first such pair.
     """
 
@@ -114,6 +116,13 @@ class Writer:
         self._offsets, self._id_offsets, self._hashes = array("q", [0]), array("q", [0]), array("Q")
         self._contents, self._sorted = array("Q"), np.zeros(0, np.uint64)
         self._state = hashlib.sha256()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._texts.close()
+        self._ids.close()
 
     def add(self, passage: Passage) -> None:
         """Write a passage. Raise ValueError if its id has a line end."""
@@ -135,8 +144,7 @@ class Writer:
 
     def close(self) -> tuple[int, int] | None:
         """Write the arrays. Return the rows of an id that is there twice, the second as early as can be."""
-        self._texts.close()
-        self._ids.close()
+        self.__exit__()
         hashes = np.frombuffer(self._hashes, np.uint64)
         rows = np.argsort(hashes, kind="stable")
         arrays = {
@@ -167,10 +175,10 @@ def write_store(folder: str | Path, passages: Passages) -> dict[str, Any]:
     if isinstance(passages, Store):
         passages.copy_to(folder)
         return texts_record(folder)
-    writer = Writer(folder)
-    for passage in passages.values():
-        writer.add(passage)
-    writer.close()
+    with Writer(folder) as writer:
+        for passage in passages.values():
+            writer.add(passage)
+        writer.close()
     return writer.record
 
 

@@ -125,10 +125,10 @@ class IndexFolder:
         """Write the folder again with some rows of what it holds, followed by more passages."""
         parts = Vectors([*self._index.all.parts, *vectors.parts])
         with replacing(self._folder, CONTENTS) as new:
-            writer = Writer(new)
-            for row in rows.tolist():
-                writer.add(store.rows[row] if row < len(store) else passages[row - len(store)])
-            writer.close()
+            with Writer(new) as writer:
+                for row in rows.tolist():
+                    writer.add(store.rows[row] if row < len(store) else passages[row - len(store)])
+                writer.close()
             chosen, kept = parts.chosen(rows), self._index
             VectorIndex(chosen, Ids(new), kept.model, settings=kept.settings).save(new, writer.record)
             if self._lexical:

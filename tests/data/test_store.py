@@ -213,12 +213,12 @@ def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     ("ids", "rows"), [("abca", (0, 3)), ("abcbca", (1, 3)), ("aa", (0, 1)), ("abc", None)]
 )
 def test_an_id_that_is_there_twice_is_found(tmp_path: Path, ids: str, rows: tuple[int, int] | None) -> None:
-    writer = Writer(tmp_path)
-    for id in ids:
-        writer.add(Passage(id, "", "text"))
-        assert id in writer
-    assert "z" not in writer
-    assert writer.close() == rows
+    with Writer(tmp_path) as writer:
+        for id in ids:
+            writer.add(Passage(id, "", "text"))
+            assert id in writer
+        assert "z" not in writer
+        assert writer.close() == rows
 
 
 def test_a_store_copies_its_files(tmp_path: Path) -> None:
