@@ -11,7 +11,8 @@ import pytest
 import toy
 
 from rocketqa_paddle.data.store import PassageTexts
-from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime import distributed, meeting
+from rocketqa_paddle.runtime.meeting import LostRank
 from rocketqa_paddle.search.index import VectorIndex
 
 # They add the same to all scores of a softmax: their gradient is rounding alone, which Adam scales to a step.
@@ -159,7 +160,14 @@ def test_other_errors_are_not_taken_for_a_lost_rank(monkeypatch):
     error = RuntimeError("[/paddle/third_party/gloo/gloo/transport/tcp/pair.cc:576] Read error")
     assert distributed.told_of_lost_ranks(error) is None  # one process has no others
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "_GONE_SECONDS", 0.0)
     assert distributed.told_of_lost_ranks(RuntimeError("shapes differ")) is None
-    monkeypatch.setattr(distributed, "_processes", [("here", 1), ("far away", 2)])
-    assert distributed.told_of_lost_ranks(error).startswith("a rank of another machine has ended")
+    assert distributed.told_of_lost_ranks(error) is None  # all are there
+
+    def lose() -> None:
+        raise LostRank("rank 1 of 2 has ended")
+
+    monkeypatch.setattr(meeting, "wait_for_all", lose)
+    told = "rank 1 of 2 has ended, so rank 0 ends as well"
+    assert [distributed.told_of_lost_ranks(e) for e in (error, LostRank("rank 1 of 2 has ended"))] == [
+        told
+    ] * 2
