@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +22,20 @@ from rocketqa_paddle.commands import cli
 TIMEOUT = 120  # seconds; the launcher would wait for a hanging rank for ever
 
 
-def launch(worker: str, ranks: int, folder: Path) -> Path:
-    """Run `tests/WORKER FOLDER` in so many processes, and return the folder."""
-    command = (sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks))
-    script = toy.ROOT / "tests" / worker
-    done = toy.run(*command, "--log_dir", folder / "log", script, folder, cwd=folder, timeout=TIMEOUT)
-    logs = [path.read_text()[-3000:] for path in sorted((folder / "log").glob("workerlog.*"))]
-    assert done.returncode == 0, "\n".join(logs)
-    return folder
+def launch_nodes(folder: Path, worker: str, *arguments: object) -> list[subprocess.CompletedProcess[str]]:
+    """Run `tests/WORKER` as one rank on each of two nodes: launchers at two addresses of this machine.
+
+    They log to `folder/log-0` and `folder/log-1`.
+    """
+    master = f"127.0.0.2:{free_port()}"
+
+    def start(node: int) -> subprocess.CompletedProcess[str]:
+        nodes = ("--master", master, "--nnodes", "2", "--rank", str(node), "--host", f"127.0.0.{2 + node}")
+        command = (toy.FLEETRUN, *nodes, "--nproc_per_node", "1", "--log_dir", folder / f"log-{node}")
+        return toy.run(*command, toy.ROOT / "tests" / worker, *arguments, cwd=folder, timeout=TIMEOUT)
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(start, range(2)))
 
 
 class End(NamedTuple):

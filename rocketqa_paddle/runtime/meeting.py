@@ -1,7 +1,7 @@
 """Where ranks wait for one another: with a limit, and told who is lost and why.
 
-Gloo waits 30 seconds for a rank that is at work elsewhere, and Paddle has no setting for it; NCCL waits without
-a word. So ranks meet here before they exchange anything, over connections of their own.
+Gloo gives up on a rank that is at work elsewhere for 30 seconds, and Paddle has no setting for that. NCCL
+waits without a word. So ranks meet here, over connections of their own, before they exchange anything.
 """
 
 import os
