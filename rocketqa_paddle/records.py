@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Source = Literal["labelled", "denoised", "random", "pseudo", "ict"]
 """Where the negatives of a group come from; see `Group`."""
@@ -67,6 +68,24 @@ def _key(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
+def digest(key: str) -> int:
+    """64 bits that stand for a key."""
+    state = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(state.digest(), "little")
+
+
+class Content(NamedTuple):
+    """What a passage says, as digests of `Passage.key` and `Passage.text_key`."""
+
+    whole: int
+    text: int
+
+    @classmethod
+    def of(cls, passage: Passage) -> Content:
+        """The content of a passage."""
+        return cls(digest(passage.key), digest(passage.text_key))
+
+
 class FalseNegatives:
     """The passages that are known to be no negatives of a query, whatever their ids.
 
@@ -75,12 +94,11 @@ class FalseNegatives:
     have the same ids and nothing in common.
     """
 
-    def __init__(self, query: Query, positives: Iterable[Passage]) -> None:
-        self.query, self.positives = query.key, {passage.key for passage in positives}
+    def __init__(self, query: Query, positives: Iterable[Content]) -> None:
+        self.query, self.positives = digest(query.key), {content.whole for content in positives}
 
-    def __contains__(self, passage: Passage) -> bool:
-        key = passage.key
-        return key in self.positives or self.query in (key, passage.text_key)
+    def __contains__(self, content: Content) -> bool:
+        return content.whole in self.positives or self.query in content
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +116,8 @@ class Result:
     """A passage that a search found.
 
     `score` is the one that orders the results. It is the re-ranker's if there is a re-ranker; passages beyond
-    the depth that it read follow in the retriever's order, each with 1 less than the passage before it.
+    the depth that it read follow in the order before it, each with 1 less than the passage before it. Without
+    one it is the retriever's, or that of a fusion with BM25.
     """
 
     rank: int
@@ -124,7 +143,7 @@ class Group:
     """A training example: a query and its passages, the positive first and then the negatives."""
 
     query: Query
-    passages: tuple[Passage, ...]
+    passages: Sequence[Passage]
     labels: tuple[int, ...]
     """1 for a positive, 0 for a negative; one a passage."""
     source: Source = "labelled"
@@ -133,7 +152,7 @@ class Group:
     also chose the positive), `ict` (there are none: the query is a sentence of the positive)."""
     scores: tuple[float, ...] | None = None
     """Teacher scores, one a passage, carried with the group so that distillation need not score again."""
-    other_positives: tuple[Passage, ...] = ()
+    other_positives: Sequence[Passage] = ()
     """Further positives of the query. They are not trained on, but no negatives in a batch either."""
 
     def __post_init__(self) -> None:
@@ -155,8 +174,9 @@ class Group:
         A positive that is not the first passage is left out as well, because losses take it for a negative.
         """
         labelled = [p for p, label in zip(self.passages, self.labels, strict=True) if label > 0]
-        false = FalseNegatives(self.query, (*labelled, *self.other_positives))
-        kept = [i for i, p in enumerate(self.passages) if (i == 0 and self.labels[0] > 0) or p not in false]
+        false = FalseNegatives(self.query, map(Content.of, (*labelled, *self.other_positives)))
+        contents = enumerate(map(Content.of, self.passages))
+        kept = [i for i, content in contents if (i == 0 and self.labels[0] > 0) or content not in false]
         if len(kept) == len(self.passages):
             return self
         passages, labels = tuple(self.passages[i] for i in kept), tuple(self.labels[i] for i in kept)

@@ -345,7 +345,7 @@ class EvaluationSettings(Settings):
     init: bool = True
     """Measure the initial checkpoint as well, which takes one more pass over the corpus."""
     bm25: bool = False
-    """Add BM25 as a yardstick (needs the package bm25s)."""
+    """Add BM25 as a yardstick, alone and fused with the best retriever (needs the package bm25s)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

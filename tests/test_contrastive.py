@@ -20,7 +20,7 @@ from rocketqa_paddle import contrastive
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.networks.tokenization import Tokenizer
-from rocketqa_paddle.records import FalseNegatives, Group, Passage, Query
+from rocketqa_paddle.records import Content, FalseNegatives, Group, Passage, Query
 from rocketqa_paddle.settings import TrainingSettings
 from rocketqa_paddle.training.log import MetricsLog
 from rocketqa_paddle.training.trainer import Trainer
@@ -132,8 +132,12 @@ def false_negatives(batch: Sequence[Group]) -> np.ndarray:
     mask = np.zeros((len(batch), len(passages)), dtype=bool)
     for row, group in enumerate(batch):
         same = [other for other in batch if other.query.key == group.query.key]
-        false = FalseNegatives(group.query, [p for g in same for p in (g.passages[0], *g.other_positives)])
-        mask[row] = [column != row and passage in false for column, passage in enumerate(passages)]
+        false = FalseNegatives(
+            group.query, [Content.of(p) for g in same for p in (g.passages[0], *g.other_positives)]
+        )
+        mask[row] = [
+            column != row and Content.of(passage) in false for column, passage in enumerate(passages)
+        ]
     return mask
 
 

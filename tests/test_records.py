@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rocketqa_paddle.records import FalseNegatives, Group, Passage, Query
+from rocketqa_paddle.records import Content, FalseNegatives, Group, Passage, Query
 
 QUERY = Query("1", "Should we eat meat?")
 POSITIVE = Passage("a", "Farms", "No, we should not.")
@@ -23,7 +23,7 @@ POSITIVE = Passage("a", "Farms", "No, we should not.")
     ids=["twin", "case and spaces", "title in the text", "query with a title", "query", "query as title"],
 )
 def test_a_passage_that_says_the_same_is_no_negative(title: str, text: str) -> None:
-    assert Passage("b", title, text) in FalseNegatives(QUERY, [POSITIVE])
+    assert Content.of(Passage("b", title, text)) in FalseNegatives(QUERY, [Content.of(POSITIVE)])
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_passage_that_says_the_same_is_no_negative(title: str, text: str) -> N
 def test_a_passage_that_says_anything_else_is_a_negative_even_with_the_id_of_the_query(
     title: str, text: str
 ) -> None:
-    assert Passage(QUERY.id, title, text) not in FalseNegatives(QUERY, [POSITIVE])
+    assert Content.of(Passage(QUERY.id, title, text)) not in FalseNegatives(QUERY, [Content.of(POSITIVE)])
 
 
 def test_a_dash_is_no_title() -> None:

@@ -19,6 +19,7 @@ from rocketqa_paddle.commands.encode import encode, output_files
 from rocketqa_paddle.commands.evaluate import evaluate
 from rocketqa_paddle.commands.export import export
 from rocketqa_paddle.commands.flags import Parser, shortened
+from rocketqa_paddle.commands.hits import export_hits
 from rocketqa_paddle.commands.index import index
 from rocketqa_paddle.commands.inspect import inspect_model
 from rocketqa_paddle.commands.mine import mine
@@ -33,6 +34,7 @@ from rocketqa_paddle.commands.process import (
 )
 from rocketqa_paddle.commands.rerank import rerank
 from rocketqa_paddle.commands.search import search
+from rocketqa_paddle.commands.tune import tune
 from rocketqa_paddle.data.tables import is_standard_output
 from rocketqa_paddle.runtime import meeting
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
@@ -42,9 +44,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
     "index": index,
     "search": search,
+    "tune": tune,
     "rerank": rerank,
     "evaluate": evaluate,
     "mine": mine,
+    "hits": export_hits,
     "convert": convert_model,
     "export": export,
     "inspect": inspect_model,
@@ -54,18 +58,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
 USAGES = {
     "convert": "SOURCE TARGET [--to FORMAT]",
     "export": "SOURCE TARGET [--to onnx] [--int8] [--KEY VALUE ...]",
+    "hits": "HITS OUTPUT [--format tsv|trec] [--k N]",
     "inspect": "CHECKPOINT",
     "models": "",
 }
 """The usage of commands whose parameters are positional."""
 WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "encode": output_files,
-    **dict.fromkeys(("search", "rerank", "mine"), lambda output: [output]),
+    **dict.fromkeys(("search", "rerank", "mine", "hits"), lambda output: [output]),
 }
 """The files that commands write, by their `--output`. Commands that write folders check them themselves."""
 _PATHS = (
     *("checkpoint", "index", "reranker", "run", "queries", "passages", "titles", "qrels", "input", "output"),
-    *("baseline", "source", "target"),
+    *("baseline", "source", "target", "hits"),
 )
 """The names of parameters that name files and folders."""
 

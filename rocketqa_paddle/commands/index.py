@@ -9,7 +9,7 @@ from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.data.texts import count_empty, placed_passages
 from rocketqa_paddle.runtime.device import select
 from rocketqa_paddle.runtime.storage import hidden, locked
-from rocketqa_paddle.settings import IndexSettings, at_least
+from rocketqa_paddle.settings import IndexSettings, at_least, need_bm25s
 
 
 def index(
@@ -23,6 +23,7 @@ def index(
     vectors: Literal["float32", "float16"] = "float32",
     batch_size: int = 64,
     precision: Literal["fp32", "bf16"] = "fp32",
+    bm25: bool = False,
     use_cuda: bool = False,
 ) -> None:
     """Encode a corpus and save it as a searchable index. Given again after a stop, the command goes on.
@@ -39,6 +40,7 @@ def index(
         vectors: numbers of the vectors on the disk
         batch_size: rows computed together
         precision: arithmetic; bf16 is faster where the processor or GPU has it, and less exact
+        bm25: index the words as well, for searches that fuse the two (needs the package bm25s)
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle.checkpoints import convert
@@ -52,6 +54,8 @@ def index(
     from rocketqa_paddle.search.retrieval import CorpusIndex
 
     at_least(1, batch_size=batch_size)
+    if bm25:
+        need_bm25s("bm25=true")
     settings = IndexSettings(factory, parameters, candidates)
     refuse_stream(output, "a folder")
     with locked(output):
@@ -78,7 +82,7 @@ def index(
             batch_size=batch_size,
             progress="encode",
         )
-        made.save(output, model.digest(), settings)
+        made.save(output, model.digest(), settings, bm25=bm25)
         made.close()
         remove(work / "corpus", CORPUS)
         work.rmdir()

@@ -19,6 +19,8 @@ def search(
     format: Literal["tsv", "trec"] = "tsv",
     k: int = 5,
     depth: int | None = None,
+    fuse: Literal["rrf", "weighted"] | None = None,
+    weight: float | None = None,
     use_cuda: bool = False,
 ) -> None:
     """Search an index, for people (a readable list) or for a file of queries (a run).
@@ -33,17 +35,21 @@ def search(
         format: of the run file: `qid TAB pid TAB rank TAB score`, or TREC's six columns
         k: passages a query
         depth: passages that the re-ranker reads, 20 if the `best` folder says nothing else; 0 leaves the
-            retriever's order
+            order of what was found
+        fuse: search with BM25 as well and fuse the two by reciprocal ranks (rrf) or by a weighted sum of
+            scores; needs an index that was made with `--bm25 true`
+        weight: of BM25 in a weighted fusion, from 0 to 1; `rocketqa tune` finds a good one
         use_cuda: compute on a GPU
     """
     from rocketqa_paddle.search.engine import SearchEngine, check_request
 
     wanted = _read_queries(query, queries, output)
-    texts = check_request([q.text for q in wanted.values()], k, depth)
+    texts = check_request([q.text for q in wanted.values()], k, depth, fuse, weight)
     if output:
         check_run_ids(output, format, wanted, [])
     engine = SearchEngine.open(checkpoint, index, False if depth == 0 else reranker, use_cuda)
-    found = engine.search(texts, k, depth, progress="re-rank" if output else "")
+    options = {"fuse": fuse, "weight": weight, "progress": "re-rank" if output else ""}
+    found = engine.search(texts, k, depth, **options)
     if output:
         run = {
             query_id: [Hit(query_id, result.passage.id, result.rank, result.score) for result in results]

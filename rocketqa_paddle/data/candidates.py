@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rocketqa_paddle.data.runs import HITS
 from rocketqa_paddle.records import Hit, Qrels, Run, positives
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import array_writer, atomic, map_array, write_text
@@ -21,6 +22,13 @@ def no_hits(queries: int, depth: int) -> np.ndarray:
     """Room for hits: `[queries, depth]` of the type `HIT`."""
     hits = np.zeros((queries, depth), HIT)
     hits["row"] = -1
+    return hits
+
+
+def as_hits(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Put scores and rows, of the same shape, into one array of the type `HIT`."""
+    hits = np.empty(rows.shape, HIT)
+    hits["row"], hits["score"] = rows, scores
     return hits
 
 
@@ -118,8 +126,8 @@ class Candidates(Mapping[str, list[Hit]]):
         return cls(queries, passages, hits)
 
 
-HITS, QUERIES = ".npy", ".queries.txt"
-"""The endings of a file of hits, and of that with the ids of its queries."""
+QUERIES = ".queries.txt"
+"""The ending of the file with the ids of the queries of a file of hits."""
 
 
 def queries_file(path: Path) -> Path:

@@ -10,12 +10,14 @@ from itertools import count, pairwise
 from operator import itemgetter
 from typing import Literal
 
-from rocketqa_paddle.data.places import FilePath, id_problem, shown
+from rocketqa_paddle.data.places import FilePath, FormatError, id_problem, shown
 from rocketqa_paddle.data.tables import Columns, plain, table, write_lines
 from rocketqa_paddle.records import Hit, Qrels, Run, positives
 
 RunFormat = Literal["tsv", "trec"]
 
+HITS = ".npy"
+"""The ending of the files in which a run keeps its hits; see `candidates`."""
 TSV: Columns = ("query id", "passage id", "rank", "score")
 TREC: Columns = ("query id", "Q0", "passage id", "rank", "score", "tag")
 _COLUMNS = {4: itemgetter(0, 1, 2, 3), 6: itemgetter(0, 2, 3, 4)}  # query id, passage id, rank, score
@@ -28,6 +30,10 @@ def read_run(path: FilePath) -> dict[str, list[Hit]]:
     warning counts the queries whose ranks say something else. Hits are numbered from 1 in that order, so
     ranks may count from 0 (BEIR's `save_runfile`) or be equal. No query may have a passage twice.
     """
+    if str(path).endswith(HITS):
+        raise FormatError(
+            f"{path}: hits that a run keeps; write them as a run file: rocketqa hits {path} OUTPUT"
+        )
     scores: dict[str, dict[str, float]] = {}
     ranks: dict[str, list[int]] = {}
     for place, fields in table(path, TSV, TREC, by_space=True):

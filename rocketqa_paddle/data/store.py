@@ -6,9 +6,10 @@ A store is some files of a folder, which an index folder has as well:
 - `passages.offsets.npy`: where each line starts and the last one ends, int64 `[passages + 1]`
 - `ids.txt` and `ids.offsets.npy`: the same for the ids alone
 - `ids.hashes.npy` and `ids.rows.npy`: the hashes of all ids in order, uint64, and the row of each, int64
+- `contents.npy`: what each passage says (`records.Content`), uint64 `[passages, 2]`
 
 The arrays and the ids are mapped, so processes share them and the system may drop them. A process that only
-reads has no memory of its own that grows with the corpus; one that writes takes 32 bytes a passage.
+reads has no memory of its own that grows with the corpus; one that writes takes 48 bytes a passage.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from rocketqa_paddle.records import Passage, Passages
+from rocketqa_paddle.records import Content, Passage, Passages, digest
 from rocketqa_paddle.runtime.folders import whole
 from rocketqa_paddle.runtime.storage import file_fingerprint, fingerprint, map_array, save_array
 
 TEXTS, OFFSETS = "passages.jsonl", "passages.offsets.npy"
 IDS, ID_OFFSETS = "ids.txt", "ids.offsets.npy"
-HASHES, ROWS = "ids.hashes.npy", "ids.rows.npy"
-FILES = (TEXTS, OFFSETS, IDS, ID_OFFSETS, HASHES, ROWS)
+HASHES, ROWS, CONTENTS = "ids.hashes.npy", "ids.rows.npy", "contents.npy"
+FILES = (TEXTS, OFFSETS, IDS, ID_OFFSETS, HASHES, ROWS, CONTENTS)
 
 _BLOCK = 1 << 20  # bytes that are searched for line ends at once
 
@@ -52,12 +53,14 @@ class Store(Mapping[str, Passage]):
         self.folder = whole(folder)
         self.ids = Ids(self.folder)
         self.rows = PassageTexts(self.folder, self.ids)
-        self._hashes, self._rows = (_mapped(self.folder, name, len(self.ids)) for name in (HASHES, ROWS))
+        arrays = ((HASHES, 1), (ROWS, 1), (CONTENTS, 2))
+        self._hashes, self._rows, contents = (_mapped(self.folder, n, w * len(self.ids)) for n, w in arrays)
+        self._contents = contents.reshape(-1, 2)
 
     def row_of(self, id: str) -> int:
         """Return the row of a passage; raise KeyError if there is none of this id."""
         if isinstance(id, str):
-            wanted = _hash(id)
+            wanted = digest(id)
             place = int(np.searchsorted(self._hashes, wanted))
             while place < len(self._hashes) and self._hashes[place] == wanted:
                 if self.ids[row := int(self._rows[place])] == id:
@@ -67,6 +70,10 @@ class Store(Mapping[str, Passage]):
 
     def __getitem__(self, id: str) -> Passage:
         return self.rows[self.row_of(id)]
+
+    def content_of(self, id: str) -> Content:
+        """What a passage says; nothing of its text is read."""
+        return Content(*self._contents[self.row_of(id)].tolist())
 
     def __contains__(self, id: object) -> bool:
         try:
@@ -105,7 +112,7 @@ class Writer:
         self._folder = folder
         self._texts, self._ids = open(folder / TEXTS, "wb"), open(folder / IDS, "wb")  # noqa: SIM115
         self._offsets, self._id_offsets, self._hashes = array("q", [0]), array("q", [0]), array("Q")
-        self._sorted = np.zeros(0, np.uint64)
+        self._contents, self._sorted = array("Q"), np.zeros(0, np.uint64)
         self._state = hashlib.sha256()
 
     def add(self, passage: Passage) -> None:
@@ -116,13 +123,14 @@ class Writer:
         self._state.update(line)
         self._offsets.append(self._offsets[-1] + self._texts.write(line))
         self._id_offsets.append(self._id_offsets[-1] + self._ids.write(id))
-        self._hashes.append(_hash(passage.id))
+        self._hashes.append(digest(passage.id))
+        self._contents.extend(Content.of(passage))
 
     def __contains__(self, id: str) -> bool:
         """Whether an id was written, as far as its hash tells."""
         if len(self._sorted) != len(self._hashes):
             self._sorted = np.sort(np.frombuffer(self._hashes, np.uint64))
-        place = np.searchsorted(self._sorted, wanted := _hash(id))
+        place = np.searchsorted(self._sorted, wanted := digest(id))
         return bool(place < len(self._sorted) and self._sorted[place] == wanted)
 
     def close(self) -> tuple[int, int] | None:
@@ -136,6 +144,7 @@ class Writer:
             ID_OFFSETS: np.frombuffer(self._id_offsets, np.int64),
             HASHES: hashes[rows],
             ROWS: rows.astype(np.int64),
+            CONTENTS: np.frombuffer(self._contents, np.uint64),
         }
         for name, values in arrays.items():
             save_array(self._folder / name, values)
@@ -186,12 +195,46 @@ def ids_of(passages: Passages) -> Sequence[str]:
     return passages.ids if isinstance(passages, Store) else list(passages)
 
 
+def content_of(passages: Passages, id: str) -> Content:
+    """Return what the passage of an id says."""
+    return passages.content_of(id) if isinstance(passages, Store) else Content.of(passages[id])
+
+
+def some(passages: Passages, ids: Sequence[str]) -> Sequence[Passage]:
+    """Return the passages of some ids. Those of a store are read when they are asked for."""
+    if isinstance(passages, Store):
+        return _Some(passages.rows, array("q", map(passages.row_of, ids)))
+    return tuple(passages[id] for id in ids)
+
+
+class _Some(Sequence[Passage]):
+    """Some passages of a store, of which only the rows are in memory."""
+
+    __slots__ = ("_numbers", "_rows")
+
+    def __init__(self, rows: PassageTexts, numbers: array) -> None:
+        self._rows, self._numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Passage: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Passage]: ...
+    def __getitem__(self, place: int | slice) -> Passage | Sequence[Passage]:
+        if isinstance(place, slice):
+            return _Some(self._rows, self._numbers[place])
+        return self._rows[self._numbers[place]]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None
+
+
 def _line(passage: Passage) -> bytes:
     return (json.dumps([passage.id, passage.title, passage.text], ensure_ascii=False) + "\n").encode()
-
-
-def _hash(id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 # The files ----------------------------------------------------------------------------------------
@@ -317,7 +360,7 @@ def _mapped(folder: Path, name: str, count: int | None = None) -> np.ndarray:
     """
     if not (folder / name).is_file():
         raise FileNotFoundError(f"{folder / name}: not there: the folder is damaged, build it again")
-    dtype = np.uint64 if name == HASHES else np.int64
+    dtype = np.uint64 if name in (HASHES, CONTENTS) else np.int64
     try:
         values = map_array(folder / name)
     except (ValueError, OSError) as error:

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from rocketqa_paddle.data.candidates import Filtered
+from rocketqa_paddle.data.store import content_of
 from rocketqa_paddle.records import FalseNegatives, Hit, Passages, Qrels, Queries, Run, positives
 
 T = TypeVar("T", float, np.ndarray)
@@ -70,8 +71,10 @@ def without_false_negatives(scored: Run, queries: Queries, qrels: Qrels, passage
 
     def kept(query_id: str, hits: list[Hit]) -> list[Hit]:
         labelled = dict.fromkeys(positives(qrels, query_id))
-        false = FalseNegatives(queries[query_id], (passages[passage_id] for passage_id in labelled))
-        return [h for h in hits if h.passage_id in labelled or passages[h.passage_id] not in false]
+        false = FalseNegatives(queries[query_id], (content_of(passages, id) for id in labelled))
+        return [
+            h for h in hits if h.passage_id in labelled or content_of(passages, h.passage_id) not in false
+        ]
 
     return Filtered(scored, kept)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rocketqa_paddle.data.dataset import Corpus, QuerySet
-from rocketqa_paddle.data.store import ids_of
+from rocketqa_paddle.data.store import content_of, ids_of, some
 from rocketqa_paddle.mining.calibration import Calibration
 from rocketqa_paddle.records import (
     FalseNegatives,
@@ -180,7 +180,7 @@ class Miner:
         """Find the hit with the best score that is not the query itself."""
         itself = FalseNegatives(query, ())
         for hit in sorted(hits, key=lambda hit: hit.score, reverse=True):
-            if not self.drop_false_negatives or self.passages[hit.passage_id] not in itself:
+            if not self.drop_false_negatives or content_of(self.passages, hit.passage_id) not in itself:
                 return hit
         return None
 
@@ -254,9 +254,9 @@ class Miner:
         if scores is not None and (missing := [i for i in ids if i not in scores]):
             raise ValueError(f"query {query.id}: the teacher has not scored passage {missing[0]}")
         self.report.groups[source] += 1
-        passages = tuple(self.passages[i] for i in ids)
         teacher = None if scores is None else tuple(scores[i] for i in ids)
-        others = tuple(self.passages[i] for i in positives(self.qrels, query.id) if i != positive)
+        others = [i for i in positives(self.qrels, query.id) if i != positive]
+        passages, others = some(self.passages, ids), some(self.passages, others) if others else ()
         return Group(query, passages, (1, *[0] * len(negatives)), source, teacher, others)
 
 
@@ -265,13 +265,13 @@ class _Choice:
 
     def __init__(self, miner: Miner, query: Query, *positive: str) -> None:
         self.miner, self.seen = miner, {*positives(miner.qrels, query.id), *positive}
-        self._false = FalseNegatives(query, [miner.passages[i] for i in self.seen])
-        self._keys: set[str] = set()
+        self._false = FalseNegatives(query, [content_of(miner.passages, i) for i in self.seen])
+        self._keys: set[int] = set()
 
     def take(self, ids: Iterable[str]) -> None:
         """Take passages as they are."""
         self.seen.update(ids)
-        self._keys.update(self.miner.passages[i].key for i in ids)
+        self._keys.update(content_of(self.miner.passages, i).whole for i in ids)
 
     def among(self, ids: Iterable[str]) -> list[str]:
         """Return the ids of passages that may be negatives beside those taken before, and take them."""
@@ -281,14 +281,14 @@ class _Choice:
         self.seen.add(id)
         if not self.miner.drop_false_negatives:
             return True
-        passage, report = self.miner.passages[id], self.miner.report
-        if passage in self._false:
+        content, report = content_of(self.miner.passages, id), self.miner.report
+        if content in self._false:
             report.false_negatives += 1
             return False
-        if passage.key in self._keys:
+        if content.whole in self._keys:
             report.repeated += 1
             return False
-        self._keys.add(passage.key)
+        self._keys.add(content.whole)
         return True
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.data.candidates import HITS, queries_file
+from rocketqa_paddle.data.candidates import queries_file
 from rocketqa_paddle.data.dataset import QuerySet
+from rocketqa_paddle.data.runs import HITS
 from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.records import Group, Model, Run
 from rocketqa_paddle.runtime.storage import fingerprint

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.data.candidates import HITS, queries_file
+from rocketqa_paddle.data.candidates import queries_file
+from rocketqa_paddle.data.runs import HITS
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs.artefacts import EXPORT, Stored, StoredRun, TrainedModel, changes
 from rocketqa_paddle.runtime import distributed

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from rocketqa_paddle.data.candidates import Candidates
 from rocketqa_paddle.data.dataset import QuerySet
 from rocketqa_paddle.evaluation import metrics, plots, tables
 from rocketqa_paddle.evaluation.tables import Values
@@ -12,10 +13,10 @@ from rocketqa_paddle.runs.run import Run
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.distributed import say
 from rocketqa_paddle.runtime.storage import write_text
-from rocketqa_paddle.search.bm25 import bm25
+from rocketqa_paddle.search import fusion
 
 REPORT, CURVES = "report.md", "curves.png"
-_INITIAL_ROW, _BM25_ROW = "initial checkpoint", "BM25"
+_INITIAL_ROW, _BM25_ROW, _FUSED_ROW = "initial checkpoint", "BM25", "retriever and BM25"
 Row = Callable[[QuerySet], Values]
 """Queries → every measure of every query, for a model."""
 
@@ -32,7 +33,8 @@ def report_steps(run: Run, system: str, first: TrainedModel, reranker: TrainedMo
     pairs = [*zip(later, [base, *later], strict=False), *((title, base) for title in later[-1:])]
     pairs += [(f"re-ranker over {best.title}", _title(best)), *_against_baselines(run, best)]
     note = f"The re-ranker orders the {run.settings.evaluation.rerank_depth} best of a retriever."
-    write(run, {**initial_row(run), **retrievers, **judged}, list(dict.fromkeys(pairs)), [note])
+    rows = {**initial_row(run), **retrievers, **fused_row(run, best), **judged}
+    write(run, rows, list(dict.fromkeys(pairs)), [note])
 
 
 def report_rounds(run: Run, system: str, rounds: Sequence[str]) -> None:
@@ -40,6 +42,7 @@ def report_rounds(run: Run, system: str, rounds: Sequence[str]) -> None:
     best, models = run.choose_best(system), run.measured.models
     over, warm_up = best[Model.RETRIEVER], models[Model.RERANKER][0]
     rows = {_title(model): found(run, model) for model in models[Model.RETRIEVER]}
+    rows |= fused_row(run, over)
     for model in (warm_up, best[Model.RERANKER], models[Model.RERANKER][-1]):
         rows[f"re-ranker, {model.title}"] = reranked(run, model, over)
     depth = run.settings.evaluation.rerank_depth
@@ -60,9 +63,14 @@ def _title(retriever: ModelHandle) -> str:
 
 
 def _against_baselines(run: Run, retriever: ModelHandle) -> list[tuple[str, str]]:
-    """The pairs of the best retriever and what it has to beat, where that was measured."""
-    baselines = [*([_BM25_ROW] if run.settings.evaluation.bm25 else []), *initial_row(run)]
-    return [(_title(retriever), baseline) for baseline in baselines if baseline != _title(retriever)]
+    """The pairs of the best retriever and what it has to beat, where that was measured.
+
+    The retriever in turn has to be beaten by its fusion with BM25.
+    """
+    title, bm25 = _title(retriever), run.settings.evaluation.bm25
+    baselines = [*([_BM25_ROW] if bm25 else []), *initial_row(run)]
+    pairs = [(title, baseline) for baseline in baselines if baseline != title]
+    return [*pairs, (_FUSED_ROW, title)] if bm25 else pairs
 
 
 def found(run: Run, retriever: ModelHandle) -> Row:
@@ -81,6 +89,19 @@ def initial_row(run: Run) -> dict[str, Row]:
     """The initial checkpoint, if it was measured."""
     measured = run.step(INITIAL) in run.plan.steps
     return {_INITIAL_ROW: found(run, run.initial_retriever())} if measured else {}
+
+
+def fused_row(run: Run, retriever: ModelHandle) -> dict[str, Row]:
+    """What a retriever and BM25 find, fused by reciprocal ranks, if the settings ask for BM25."""
+    s = run.settings.evaluation
+
+    def row(queries: QuerySet) -> Values:
+        dense, lexical = run.search(retriever, queries, s.depth).value(), run.search_bm25(queries)
+        hits = fusion.reciprocal_rank(dense.hits, lexical.hits)
+        fused = Candidates(dense.queries, dense.passages, hits)
+        return metrics.evaluate_queries(queries.qrels, fused, s.measures)
+
+    return {_FUSED_ROW: row} if s.bm25 else {}
 
 
 def write(
@@ -125,5 +146,4 @@ def bm25_row(run: Run, queries: QuerySet) -> dict[str, Values]:
     s = run.settings.evaluation
     if not s.bm25:
         return {}
-    hits = bm25(run.corpus.passages, queries.queries, s.depth)
-    return {_BM25_ROW: metrics.evaluate_queries(queries.qrels, hits, s.measures)}
+    return {_BM25_ROW: metrics.evaluate_queries(queries.qrels, run.search_bm25(queries), s.measures)}

@@ -20,6 +20,7 @@ from rocketqa_paddle.runtime import device, distributed
 from rocketqa_paddle.runtime.distributed import say
 from rocketqa_paddle.runtime.storage import file_fingerprint
 from rocketqa_paddle.search import retrieval
+from rocketqa_paddle.search.bm25 import bm25
 from rocketqa_paddle.search.retrieval import CorpusIndex
 
 
@@ -31,6 +32,7 @@ class Searches(Walk):
         super().begin(selection, dry=dry)
         self._evaluated: dict[str, StoredRun] = {}  # runs on dev and tests
         self._measured: dict[str, Values] = {}
+        self._bm25: dict[str, Candidates] = {}
 
     def search(self, retriever: ModelHandle, queries: QuerySet, depth: int) -> StoredRun:
         """What a retriever finds: the `depth` best passages of every query.
@@ -43,6 +45,13 @@ class Searches(Walk):
         if self.dry:
             self.plan.add_search(retriever, hits, len(self.corpus))
         return hits
+
+    def search_bm25(self, queries: QuerySet) -> Candidates:
+        """What BM25 finds for dev or a test, computed once."""
+        if queries.name not in self._bm25:
+            depth = self.settings.evaluation.depth
+            self._bm25[queries.name] = bm25(self.corpus.passages, queries.queries, depth)
+        return self._bm25[queries.name]
 
     def make(self, retriever: ModelHandle) -> CorpusIndex | None:
         """Make all hits of a retriever that the folder does not have; give the index, if one was needed."""

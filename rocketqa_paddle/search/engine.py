@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,15 +10,19 @@ from typing import Literal
 import numpy as np
 
 from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.data.candidates import Candidates, as_hits
 from rocketqa_paddle.data.store import PassageTexts
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
-from rocketqa_paddle.records import Hit, Passages, Query, Result
+from rocketqa_paddle.records import Hit, Passages, Queries, Query, Result
 from rocketqa_paddle.runtime import device
+from rocketqa_paddle.runtime.folders import whole
 from rocketqa_paddle.runtime.storage import read_json, write_json
-from rocketqa_paddle.search import retrieval
+from rocketqa_paddle.search import bm25, fusion, retrieval
+from rocketqa_paddle.search.bm25 import BM25Index
+from rocketqa_paddle.search.fusion import Fusion, check_fusion
 from rocketqa_paddle.search.index import VectorIndex
-from rocketqa_paddle.settings import at_least
+from rocketqa_paddle.settings import at_least, need_bm25s
 
 SETTINGS, DEPTH = "engine.json", 20
 
@@ -51,8 +56,9 @@ class SearchEngine:
         reranker: Checkpoint | None = None,
         place: str = "cpu",
         depth: int = DEPTH,
+        lexical: BM25Index | None = None,
     ) -> None:
-        self._retriever, self._index, self._texts = retriever, index, texts
+        self._retriever, self._index, self._texts, self._lexical = retriever, index, texts, lexical
         self._reranker, self._place, self.depth = reranker, place, depth
 
     @classmethod
@@ -98,40 +104,93 @@ class SearchEngine:
             vectors = VectorIndex.load(index, dual.digest())
             texts = PassageTexts(index, vectors.ids)
             cross = convert.read(reranker, kind=CROSS) if reranker else None
-        return cls(dual, vectors, texts, cross, place, depth)
+        return cls(dual, vectors, texts, cross, place, depth, _bm25_of(index, vectors))
 
     def search(
-        self, queries: Sequence[str], k: int = 5, depth: int | None = None, *, progress: str = ""
+        self,
+        queries: Sequence[str],
+        k: int = 5,
+        depth: int | None = None,
+        *,
+        fuse: Fusion | None = None,
+        weight: float | None = None,
+        progress: str = "",
     ) -> list[list[Result]]:
         """Return the results of every query, in the order of the queries, best first.
 
         Args:
             queries: texts, none of them empty.
             k: passages a query; an index with fewer gives all that it has.
-            depth: passages a query that the re-ranker reads; 0 keeps the retriever's order. By default as
-                many as a `best` folder has found to be good, or `DEPTH`.
+            depth: passages a query that the re-ranker reads; 0 keeps the order of what was found. By default
+                as many as a `best` folder has found to be good, or `DEPTH`.
+            fuse: search with BM25 as well and fuse what the two find, `rrf` by `fusion.reciprocal_rank` or
+                `weighted` by `fusion.weighted`; by default the retriever searches alone.
+            weight: of BM25 in `weighted`, from 0 (the retriever alone) to 1 (BM25 alone).
             progress: name of the re-ranker's progress bar; without it there is none.
 
         Raises:
-            ValueError: `queries` is no list of strings, a query is empty, `k` is below 1 or `depth` below 0.
+            ValueError: `queries` is no list of strings, a query is empty, `k` is below 1 or `depth` below 0,
+                the weight does not go with `fuse`, or the index has no BM25.
         """
-        texts = check_request(queries, k, depth)
+        texts = check_request(queries, k, depth, fuse, weight)
         depth = (self.depth if depth is None else depth) if self._reranker else 0
         named = {str(number): Query(str(number), text) for number, text in enumerate(texts)}
         with device.using(self._place):
             vectors = forward.encode_queries(self._retriever, texts)
-            scores, rows = self._index.search(vectors, max(k, depth))
-            ordered = found = retrieval.to_run(list(named), self._index.ids, scores, rows)
-            passages = {self._index.ids[row]: self._texts[row] for row in np.unique(rows).tolist()}
+            if fuse:
+                sides = self._both(vectors, texts, max(k, depth, fusion.POOL))
+                hits = fusion.fuse(*sides, fuse, weight)[:, : max(k, depth)]
+                inner = self._index.scores(vectors, hits["row"])
+            else:
+                inner, rows = self._index.search(vectors, max(k, depth))
+                hits = as_hits(inner, rows)
+            ordered = found = Candidates(list(named), self._index.ids, hits)
+            rows = np.unique(hits["row"][hits["row"] >= 0]).tolist()
+            passages = {self._index.ids[row]: self._texts[row] for row in rows}
             if depth:
                 ordered = retrieval.rerank(self._reranker, found, passages, named, depth, progress=progress)
-        return [list(_results(found[name], ordered[name][:k], passages, depth)) for name in named]
+        return [
+            list(_results(found[name], scores, ordered[name][:k], passages, depth))
+            for name, scores in zip(named, inner.tolist(), strict=True)
+        ]
+
+    def candidates(self, queries: Queries, k: int = fusion.POOL) -> tuple[Candidates, Candidates]:
+        """Return the `k` best passages of every query by the retriever, and those by BM25.
+
+        Raises:
+            ValueError: the index has no BM25.
+        """
+        texts = [query.text for query in queries.values()]
+        with device.using(self._place):
+            sides = self._both(forward.encode_queries(self._retriever, texts), texts, k)
+        dense, lexical = (Candidates(list(queries), self._index.ids, hits) for hits in sides)
+        return dense, lexical
+
+    def _both(self, vectors: np.ndarray, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._lexical is None:
+            need_bm25s("a fusion with BM25")
+            raise ValueError("the index has no bm25/: build it with `rocketqa index --bm25 true`")
+        return as_hits(*self._index.search(vectors, k)), self._lexical.search(texts, k)
 
 
-def check_request(queries: Sequence[str], k: int, depth: int | None) -> list[str]:
-    """Return the queries as a list, or refuse them, `k` or `depth`; see `SearchEngine.search`."""
+def _bm25_of(folder: str | Path, vectors: VectorIndex) -> BM25Index | None:
+    """Open the BM25 of an index folder, where it has one and the package for it is installed."""
+    if not (whole(folder) / bm25.FOLDER).is_dir() or importlib.util.find_spec("bm25s") is None:
+        return None
+    lexical = BM25Index.load(folder)
+    if len(lexical) != len(vectors):
+        given = f"{bm25.FOLDER}/ has {len(lexical)} passages, the index {len(vectors)}"
+        raise ValueError(f"{folder}: {given}: the folder is damaged, build the index again")
+    return lexical
+
+
+def check_request(
+    queries: Sequence[str], k: int, depth: int | None, fuse: str | None = None, weight: float | None = None
+) -> list[str]:
+    """Return the queries as a list, or refuse them or another argument; see `SearchEngine.search`."""
     at_least(1, k=k)
     at_least(0, depth=depth)
+    check_fusion(fuse, weight)
     texts = forward.text_list("queries", queries)
     if not all(text.strip() for text in texts):
         raise ValueError("an empty query: give some words to search for")
@@ -139,11 +198,14 @@ def check_request(queries: Sequence[str], k: int, depth: int | None) -> list[str
 
 
 def _results(
-    found: Sequence[Hit], ordered: Sequence[Hit], passages: Passages, depth: int
+    found: Sequence[Hit], scores: Sequence[float], ordered: Sequence[Hit], passages: Passages, depth: int
 ) -> Iterator[Result]:
-    """Join the hits in their final order with what the retriever found, of which `depth` were re-ranked."""
-    before = {hit.passage_id: hit for hit in found}
+    """Join the hits in their final order with the retriever's scores of what was found.
+
+    The first `depth` of what was found were re-ranked.
+    """
+    before = {hit.passage_id: (hit.rank, score) for hit, score in zip(found, scores, strict=False)}
     for hit in ordered:
-        first = before[hit.passage_id]
-        reranked = hit.score if first.rank <= depth else None
-        yield Result(hit.rank, hit.score, passages[hit.passage_id], first.score, reranked)
+        rank, score = before[hit.passage_id]
+        reranked = hit.score if rank <= depth else None
+        yield Result(hit.rank, hit.score, passages[hit.passage_id], score, reranked)

@@ -23,6 +23,7 @@ from rocketqa_paddle.runtime.storage import (
     write_json,
     write_text,
 )
+from rocketqa_paddle.search import bm25
 from rocketqa_paddle.search.vectors import Vectors
 from rocketqa_paddle.settings import IndexSettings
 
@@ -34,7 +35,7 @@ _FAISS_ALONE = (1, 2)  # versions that kept the vectors in faiss's file; the fir
 META, VECTORS, FAISS = "meta.json", "vectors.npy", "index.faiss"
 CONTENTS = Contents(
     "index",
-    names=(META, VECTORS, FAISS, *store.FILES),
+    names=(META, VECTORS, FAISS, *store.FILES, *bm25.FILES),
     markers=(META,),
     is_ours=lambda values: {"format_version", "metric", "dimension"} <= values.keys(),
 )
@@ -120,7 +121,7 @@ class VectorIndex:
             rows = self._on_gpu.search(queries, count)[1]
         else:
             rows = self._exact(queries, count)
-        scores = self._scores(queries, rows)
+        scores = self.scores(queries, rows)
         order = np.lexsort((rows, -scores))[:, :k]
         scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
         if not self._approximate and not np.isfinite(scores).all():
@@ -141,10 +142,11 @@ class VectorIndex:
             scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
         return rows
 
-    def _scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The inner products with some rows, minus infinity for the row -1: `[queries, count]`.
+    def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the inner products of queries with some rows each, float32 `[queries, count]`.
 
-        They do not depend on what else is computed with them, as those of a matrix product do.
+        They are minus infinity for the row -1. They do not depend on what else is computed with them, as
+        those of a matrix product do, so they are the scores that `search` gives.
         """
         out = np.empty(rows.shape, np.float32)
         step = max(1, _GATHERED // max(1, rows.shape[1] * self.dimension))

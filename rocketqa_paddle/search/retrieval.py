@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from rocketqa_paddle.data.candidates import HIT, Candidates, gathered, no_hits
+from rocketqa_paddle.data.candidates import Candidates, as_hits, gathered, no_hits
 from rocketqa_paddle.data.dataset import Corpus
 from rocketqa_paddle.data.store import texts_record, write_store
 from rocketqa_paddle.networks import forward
@@ -17,6 +17,7 @@ from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.records import Hit, Passages, Queries, Run
 from rocketqa_paddle.runtime import device, distributed
 from rocketqa_paddle.runtime.folders import replacing
+from rocketqa_paddle.search.bm25 import BM25Index
 from rocketqa_paddle.search.index import CONTENTS, EXACT, VectorIndex
 from rocketqa_paddle.search.vectors import DType, Shards, Vectors
 from rocketqa_paddle.settings import IndexSettings
@@ -78,7 +79,7 @@ class CorpusIndex:
 
     def _encode(self, shards: Shards, progress: str) -> None:
         """Encode this rank's part of the shards that are missing."""
-        own = distributed.shard(distributed.gather(shards.missing())[0])
+        own = distributed.shard(distributed.gather(shards.missing() if distributed.is_main() else None)[0])
         rows = self._corpus.rows
         parts = (rows[shards.rows_of(number)] for number in own)
         columns = ([[p.title for p in part], [p.text for p in part]] for part in parts)
@@ -123,15 +124,20 @@ class CorpusIndex:
                 local = as_hits(scores, rows + self._own.start)
             yield merge(distributed.gather(local), k)
 
-    def save(self, folder: str | Path, model: str, settings: IndexSettings = EXACT) -> None:
+    def save(
+        self, folder: str | Path, model: str, settings: IndexSettings = EXACT, *, bm25: bool = False
+    ) -> None:
         """Write the whole corpus as one index folder, with its texts, which replaces an older one.
 
-        Rank 0 does. `model` is the digest of the checkpoint. Files of something else raise ValueError.
+        Rank 0 does. `model` is the digest of the checkpoint. With `bm25`, the folder also gets a `BM25Index`
+        of the passages, for searches that fuse the two. Files of something else raise ValueError.
         """
         if distributed.is_main():
             with replacing(folder, CONTENTS) as new:
                 texts = write_store(new, self._corpus.passages)
                 VectorIndex(self._vectors, self._corpus.ids, model, settings=settings).save(new, texts)
+                if bm25:
+                    BM25Index(self._corpus.rows).save(new)
         distributed.barrier()
 
     def close(self) -> None:
@@ -141,25 +147,11 @@ class CorpusIndex:
             self._shards.remove()
 
 
-def as_hits(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Put scores and rows, `[queries, k]`, into one array of the type `candidates.HIT`."""
-    hits = np.empty(rows.shape, HIT)
-    hits["row"], hits["score"] = rows, scores
-    return hits
-
-
 def merge(parts: Sequence[np.ndarray], k: int) -> np.ndarray:
     """Keep the `k` best hits of each query, `[queries, k]`, from those in separate parts of a corpus."""
     hits = np.concatenate(parts, axis=1)
     best = np.lexsort((hits["row"], -hits["score"]))[:, :k]
     return np.take_along_axis(hits, best, axis=1)
-
-
-def to_run(
-    query_ids: Sequence[str], passage_ids: Sequence[str], scores: np.ndarray, rows: np.ndarray
-) -> Candidates:
-    """Turn scores and rows of passages, both `[queries, k]` and best first, into a run."""
-    return Candidates(list(query_ids), passage_ids, as_hits(scores, rows))
 
 
 def to_hits(query_id: str, scored: Iterable[tuple[str, float]]) -> list[Hit]:

@@ -14,6 +14,7 @@ from command_line import COLLECTION, run, words
 from rocketqa_paddle import SearchEngine, checkpoints
 from rocketqa_paddle.commands.search import _shorten
 from rocketqa_paddle.data.runs import read_run
+from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.records import Hit
 from rocketqa_paddle.search import retrieval
 
@@ -71,6 +72,63 @@ def test_search_to_depth_0_is_by_the_retriever_alone(best, data, tmp_path):
     assert (tmp_path / "run").read_text() == (tmp_path / "alone").read_text()
     run("search", *words(checkpoint=best, output=tmp_path / "run", depth=9, **files))
     assert (tmp_path / "run").read_text() != (tmp_path / "alone").read_text()
+
+
+# With BM25 ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hybrid(best, data, tmp_path_factory):
+    """Flags of a retriever and an index with BM25."""
+    output = tmp_path_factory.mktemp("hybrid") / "index"
+    files = {"passages": data / "para.txt", "titles": data / "para.title.txt"}
+    run("index", *words(checkpoint=best / "retriever", output=output, **files), "--bm25")
+    return words(checkpoint=best / "retriever", index=output)
+
+
+@pytest.mark.parametrize("fusion", [{"fuse": "rrf"}, {"fuse": "weighted", "weight": 0.3}])
+def test_a_fused_run_is_what_the_search_engine_finds(best, data, hybrid, tmp_path, fusion):
+    files = {"queries": data / "dev.query.txt", "output": tmp_path / "dev.run"}
+    run("search", *hybrid, *words(k=9, **files, **fusion))
+    queries = COLLECTION.splits["dev"].queries
+    answers = SearchEngine.open(hybrid[1], hybrid[3]).search([q.text for q in queries.values()], 9, **fusion)
+    assert read_run(tmp_path / "dev.run") == {
+        query_id: [Hit(query_id, r.passage.id, r.rank, r.score) for r in results]
+        for query_id, results in zip(queries, answers, strict=True)
+    }
+
+
+def test_tune_tells_the_weight_that_measures_best(data, hybrid, tmp_path, capsys):
+    judged = {"queries": data / "dev.query.txt", "qrels": data / "qrels.dev.tsv"}
+    run("tune", *hybrid, *words(**judged))
+    *_, told = (out := capsys.readouterr().out).splitlines()
+    means = dict(re.findall(r"^\| weight (\d\.\d) +\| \**(\d\.\d{3})", out, flags=re.MULTILINE))
+    assert list(means) == [f"{n / 10}" for n in range(11)]
+    best = max(means, key=lambda weight: float(means[weight]))
+    assert told == f"best: --fuse weighted --weight {best}"
+    output = tmp_path / "run"
+    run(
+        "search",
+        *hybrid,
+        *words(queries=judged["queries"], output=output, k=10, fuse="weighted", weight=best),
+    )
+    measured = metrics.evaluate(COLLECTION.splits["dev"].qrels, read_run(output), ["RR@10"])
+    assert measured["RR@10"] == pytest.approx(float(means[best]), abs=6e-4)
+
+
+def test_a_fusion_that_cannot_be(fails, best, data, hybrid, tmp_path):
+    wrong = "search", *hybrid, "red dog"
+    assert "weight=0.3 goes with fuse='weighted' alone" in fails(*wrong, "--weight", 0.3)
+    assert "needs the weight of BM25, from 0 to 1" in fails(*wrong, "--fuse", "weighted")
+    assert "weight=1.5, expected a number from 0" in fails(*wrong, "--fuse", "weighted", "--weight", 1.5)
+    told = fails("search", "--checkpoint", best, "--fuse", "rrf", "red dog")
+    assert "the index has no bm25/: build it with `rocketqa index --bm25 true`" in told
+    (tmp_path / "qrels.tsv").write_text("another\tp1\n")
+    flags = words(queries=data / "dev.query.txt", qrels=tmp_path / "qrels.tsv")
+    assert "judges none of the queries of" in fails("tune", *hybrid, *flags)
+
+
+# Other mistakes ------------------------------------------------------------------------------------
 
 
 def test_long_passages_are_cut_at_a_word(tmp_path):

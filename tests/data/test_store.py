@@ -1,8 +1,9 @@
-"""The texts of an index folder: any text comes back, row by row, and damage is named."""
+"""A corpus on disk: any passage comes back, by row and by id, and damage is named."""
 
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocketqa_paddle.data import store as texts
-from rocketqa_paddle.data.store import OFFSETS, TEXTS, PassageTexts, write_store
-from rocketqa_paddle.records import Passage
+from rocketqa_paddle.data import store
+from rocketqa_paddle.data.store import (
+    FILES,
+    ID_OFFSETS,
+    OFFSETS,
+    TEXTS,
+    PassageTexts,
+    Store,
+    Writer,
+    some,
+    texts_fingerprint,
+    texts_record,
+    write_store,
+)
+from rocketqa_paddle.records import Content, Passage
 
 PASSAGES = [
     Passage("1", "a\ttitle", "two\nlines\r\nand \u2028 more"),
@@ -67,7 +80,7 @@ def test_offsets_that_are_found_equal_those_that_are_written(
 
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_offsets_are_found_in_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(texts, "_BLOCK", block)
+    monkeypatch.setattr(store, "_BLOCK", block)
     (folder / OFFSETS).unlink()
     assert list(PassageTexts(folder, IDS)) == PASSAGES
 
@@ -154,3 +167,87 @@ def test_offsets_that_make_no_sense_are_refused(folder: Path, middle: int) -> No
     for row in (1, 2):
         with pytest.raises(ValueError, match="the folder is damaged"):
             found[row]
+
+
+# The passages by id --------------------------------------------------------------------------------
+
+names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\n\r"), max_size=6)
+
+
+@given(st.lists(st.tuples(names, st.text(max_size=9), st.text(max_size=9)), min_size=1, max_size=30))
+def test_a_store_is_the_dictionary_that_it_was_written_from(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]
+) -> None:
+    rows = [row for row in rows if not any("\ud800" <= c <= "\udfff" for c in row[1] + row[2])]
+    passages = {id: Passage(id, title, text) for id, title, text in rows} or {"a": Passage("a", "", "")}
+    folder = tmp_path_factory.mktemp("store")
+    record = write_store(folder, passages)
+    assert record == texts_record(folder)
+    assert record["fingerprint"] == texts_fingerprint(passages)
+    found = Store(folder)
+    assert list(found) == list(passages) == list(found.ids)
+    assert list(found.values()) == list(passages.values())
+    assert dict(found.items()) == passages
+    for row, (id, passage) in enumerate(passages.items()):
+        assert (found[id], found.row_of(id), id in found) == (passage, row, True)
+        assert found.content_of(id) == Content.of(passage)
+    for other in ("", "other", None, 3):
+        assert (other in found) == (other in passages)
+    some_ids = list(passages)[::-2]
+    assert some(found, some_ids) == some(passages, some_ids) == tuple(passages[id] for id in some_ids)
+    assert list(some(found, some_ids)[1:]) == list(some(passages, some_ids))[1:]
+
+
+def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "digest", lambda key: 7)
+    passages = {id: Passage(id, "", f"text of {id}") for id in "abc"}
+    write_store(tmp_path, passages)
+    found = Store(tmp_path)
+    assert {id: found[id] for id in "cab"} == passages
+    assert "d" not in found
+    with pytest.raises(KeyError, match="'d'"):
+        found["d"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows"), [("abca", (0, 3)), ("abcbca", (1, 3)), ("aa", (0, 1)), ("abc", None)]
+)
+def test_an_id_that_is_there_twice_is_found(tmp_path: Path, ids: str, rows: tuple[int, int] | None) -> None:
+    writer = Writer(tmp_path)
+    for id in ids:
+        writer.add(Passage(id, "", "text"))
+        assert id in writer
+    assert "z" not in writer
+    assert writer.close() == rows
+
+
+def test_a_store_copies_its_files(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    record = write_store(tmp_path / "one", {p.id: p for p in PASSAGES})
+    assert write_store(tmp_path / "two", Store(tmp_path / "one")) == record
+    assert list(Store(tmp_path / "two").values()) == PASSAGES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_store_without_a_file_or_with_a_damaged_one_is_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    content = path.read_bytes()
+    if name not in (OFFSETS, ID_OFFSETS):  # which are found again
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=name):
+            Store(folder)
+    for damaged in (b"", content[:-1], content[:-9]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{folder}: "):
+            Store(folder)
+
+
+def test_a_reader_has_no_memory_that_grows_with_the_corpus(tmp_path: Path) -> None:
+    write_store(tmp_path, {str(n): Passage(str(n), "", "a text of some words " * 5) for n in range(20_000)})
+    tracemalloc.start()
+    found = Store(tmp_path)
+    assert all(str(n) in found for n in range(0, 20_000, 500))
+    assert sum(len(p.text) for p in found.values()) > 2_000_000
+    assert tracemalloc.get_traced_memory()[1] < 200_000
+    tracemalloc.stop()

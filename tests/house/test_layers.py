@@ -84,7 +84,7 @@ def test_every_file_and_folder_has_its_place_in_the_order() -> None:
 
 
 def test_imports_follow_the_order(imports: Imports) -> None:
-    assert {"records", "networks.tokenization"} <= imports["networks.batching"] | imports["search.texts"]
+    assert {"records", "networks.tokenization"} <= imports["networks.batching"] | imports["data.store"]
     assert wrong_imports(imports) == []
 
 

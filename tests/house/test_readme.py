@@ -17,6 +17,8 @@ import toy
 
 from rocketqa_paddle.checkpoints.formats import reference
 from rocketqa_paddle.commands import cli
+from rocketqa_paddle.data.candidates import gathered, write_hits
+from rocketqa_paddle.records import Hit
 
 README = toy.ROOT / "README.md"
 PAGES = [README, *sorted((toy.ROOT / "docs").glob("*.md"))]
@@ -101,6 +103,10 @@ def demo(tmp_path_factory) -> Path:
         toy.write_best(folder / best)
     run = folder / "runs" / "pydocs"
     shutil.copytree(run / "best" / "reranker", run / "round-001" / "reranker")
+    (run / "config.yaml").write_text("data: {folder: data/pydocs}\n")
+    shutil.copytree(run / "best" / "index", run / "corpus")
+    hits = gathered({"q1": [Hit("q1", "p1", 1, 0.5)]}).hits
+    write_hits(run / "warm-up" / "hits.train.round-001.npy", ["q1"], 1, [hits])
     for collection in ("pydocs", "xquad-zh"):
         toy.write(folder / "data" / collection)
     asked = [{"id": "q1", "question": "谁 发明了电话？"}]

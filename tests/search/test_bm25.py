@@ -6,14 +6,18 @@ import dataclasses
 import re
 
 import bm25s
+import numpy as np
 import pytest
 import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rocketqa_paddle.data.store import Store, write_store
 from rocketqa_paddle.records import Passage, Query
+from rocketqa_paddle.runtime.storage import write_json
 from rocketqa_paddle.search import bm25 as module
-from rocketqa_paddle.search.bm25 import bm25
+from rocketqa_paddle.search.bm25 import BM25Index, bm25
+from rocketqa_paddle.search.index import CONTENTS
 
 PASSAGES = toy.collection().passages
 
@@ -50,6 +54,65 @@ def test_no_queries_have_no_hits():
 
 def test_a_corpus_without_words_has_no_hits():
     assert bm25({"p": Passage("p", "", "the ?")}, {"q": Query("q", "red dog")}, 5) == {"q": []}
+
+
+def test_equal_scores_come_in_the_order_of_the_rows():
+    passages = {id: Passage(id, "", "red dog") for id in "zyxwv"} | {"a": Passage("a", "", "green whale")}
+    for k, ids in ((1, "z"), (3, "zyx"), (9, "zyxwv")):
+        assert [hit.passage_id for hit in bm25(passages, {"q": Query("q", "dog")}, k)["q"]] == list(ids)
+
+
+# The index ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["toy", "chinese", "no words"])
+def corpus(request):
+    return {"toy": PASSAGES, "chinese": CHINESE, "no words": {"p": Passage("p", "", "the ?")}}[request.param]
+
+
+def test_a_saved_index_and_the_function_find_the_same(corpus, tmp_path):
+    """Of passages in a dictionary, a generator or a store."""
+    write_store(tmp_path, corpus)
+    texts = ["red dog", "", "the", "图书馆几点开门", "GUIDO guido 创造", "dog dog blue whale"]
+    queries = {text: Query(text, text) for text in texts}
+    BM25Index(passage for passage in corpus.values()).save(tmp_path)
+    loaded = BM25Index.load(tmp_path)
+    assert isinstance(loaded._index.scores["data"], np.memmap)
+    assert len(loaded) == len(corpus)
+    for k in (1, 5, 100):
+        expected = bm25(corpus, queries, k)
+        assert expected.hits.shape == (len(queries), min(k, len(corpus)))
+        np.testing.assert_array_equal(loaded.search(texts, k), expected.hits)
+        assert bm25(Store(tmp_path), queries, k) == expected
+    assert loaded.search([], 5).shape == (0, min(5, len(corpus)))
+
+
+def test_an_index_folder_may_hold_it_and_nothing_else(tmp_path):
+    write_json(tmp_path / "meta.json", {"format_version": 3, "metric": "inner_product", "dimension": 4})
+    BM25Index(PASSAGES.values()).save(tmp_path)
+    CONTENTS.check(tmp_path)
+    (tmp_path / "bm25" / "mine.txt").write_text("notes")
+    with pytest.raises(ValueError, match="holds bm25/mine.txt, which would be lost"):
+        CONTENTS.check(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data.csc", "indices.csc", "indptr.csc", "vocab", "params"])
+def test_a_damaged_file_is_refused(name, tmp_path):
+    BM25Index(PASSAGES.values()).save(tmp_path)
+    [path] = (tmp_path / "bm25").glob(f"{name}.index.*")
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="bm25 is damaged .*: build the index again"):
+            BM25Index.load(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=path.name):
+        BM25Index.load(tmp_path)
+
+
+def test_an_index_without_bm25_is_told():
+    with pytest.raises(FileNotFoundError, match="build it with `rocketqa index --bm25 true`"):
+        BM25Index.load("nowhere")
 
 
 # Chinese, Japanese, Korean -------------------------------------------------------------------------
@@ -112,8 +175,8 @@ def test_a_collection_in_english_has_the_scores_of_bm25s_alone():
     texts = [f"{passage.title} {passage.text}" for passage in PASSAGES.values()]
     index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
     words = bm25s.tokenize([query.text for query in queries.values()], stopwords="en", show_progress=False)
-    rows, scores = index.retrieve(words, k=10, show_progress=False)
+    rows, scores = index.retrieve(words, k=60, show_progress=False)
     run, ids = bm25(PASSAGES, queries, 10), list(PASSAGES)
     for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True):
-        expected = [(ids[row], score) for row, score in zip(found, values, strict=True) if score > 0]
-        assert [(hit.passage_id, hit.score) for hit in run[query]] == expected
+        ordered = sorted((-score, row) for row, score in zip(found, values, strict=True) if score > 0)
+        assert [(-hit.score, ids.index(hit.passage_id)) for hit in run[query]] == ordered[:10]

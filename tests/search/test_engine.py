@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,9 +15,12 @@ import toy
 import rocketqa_paddle
 from rocketqa_paddle import SearchEngine, checkpoints
 from rocketqa_paddle.checkpoints import convert
+from rocketqa_paddle.data.candidates import Candidates
 from rocketqa_paddle.data.store import OFFSETS, TEXTS
 from rocketqa_paddle.records import Passage, Query
-from rocketqa_paddle.search import engine, retrieval
+from rocketqa_paddle.search import engine, fusion, retrieval
+from rocketqa_paddle.search.bm25 import BM25Index, bm25
+from rocketqa_paddle.search.fusion import fuse
 from rocketqa_paddle.search.index import is_whole
 
 PASSAGES = toy.collection().passages
@@ -38,6 +42,16 @@ def found(best: Path) -> retrieval.Run:
     """What the retriever alone finds: all passages, best first, for every query by its number."""
     index = retrieval.CorpusIndex(checkpoints.load(best / "retriever"), PASSAGES, progress="")
     return index.search(named(QUERIES), 60)
+
+
+@pytest.fixture(scope="module")
+def hybrid(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `best` folder with an index that has BM25."""
+    folder = Path(shutil.copytree(best, tmp_path_factory.mktemp("hybrid") / "best"))
+    retriever = checkpoints.load(folder / "retriever")
+    index = retrieval.CorpusIndex.load(folder / "index", retriever, PASSAGES)
+    index.save(folder / "index", retriever.digest(), bm25=True)
+    return folder
 
 
 def named(queries: list[str]) -> dict[str, Query]:
@@ -108,6 +122,75 @@ def test_threads_get_the_answers_given_alone(opened: SearchEngine) -> None:
         jobs = QUERIES * 10
         for query, answer in zip(jobs, pool.map(lambda q: opened.search([q]), jobs), strict=True):
             assert answer == expected[query]
+
+
+# With BM25 ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "weight"), [("rrf", None), ("weighted", 0.3), ("weighted", 1.0)])
+@pytest.mark.parametrize(("k", "depth"), [(5, 0), (5, 20), (9, 4), (100, 3)])
+def test_a_search_fuses_the_retriever_with_bm25(
+    hybrid: Path, found: retrieval.Run, method: str, weight: float | None, k: int, depth: int
+) -> None:
+    lexical = bm25(PASSAGES, named(QUERIES), 60)
+    fused = Candidates(lexical.queries, list(PASSAGES), fuse(found.hits, lexical.hits, method, weight))
+    expected = fused.first(max(k, depth))
+    if depth:
+        reranker = checkpoints.load(hybrid / "reranker")
+        expected = retrieval.rerank(reranker, expected, PASSAGES, named(QUERIES), depth, progress="")
+    answers = SearchEngine.open(hybrid).search(QUERIES, k, depth, fuse=method, weight=weight)
+    for name, results in zip(expected, answers, strict=True):
+        hits = expected[name][:k]
+        assert [(r.rank, r.passage.id) for r in results] == [(hit.rank, hit.passage_id) for hit in hits]
+        assert [r.score for r in results] == pytest.approx([hit.score for hit in hits], abs=1e-5)
+        inner = {hit.passage_id: hit.score for hit in found[name]}
+        before = {hit.passage_id: hit.rank for hit in fused[name]}
+        for result in results:
+            assert result.retriever_score == pytest.approx(inner[result.passage.id], abs=1e-5)
+            assert (result.reranker_score is not None) == (before[result.passage.id] <= depth)
+
+
+def test_passages_that_bm25_alone_found_have_the_retrievers_score(
+    hybrid: Path, found: retrieval.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each side finds one passage, and with the weight 1 the one of BM25 comes first."""
+    monkeypatch.setattr(fusion, "POOL", 1)
+    engine = SearchEngine.open(hybrid)
+    lexical = bm25(PASSAGES, named(QUERIES), 1)
+    answers = engine.search(QUERIES, 1, 0, fuse="weighted", weight=1.0)
+    for name, [result] in zip(lexical, answers, strict=True):
+        assert result.passage.id == lexical[name][0].passage_id
+        inner = {hit.passage_id: hit.score for hit in found[name]}
+        assert result.retriever_score == pytest.approx(inner[result.passage.id], abs=1e-5)
+    assert any(lexical[name][0].passage_id != found[name][0].passage_id for name in lexical)
+
+
+def test_an_index_with_bm25_is_searched_without_it_as_any_other(hybrid: Path, opened: SearchEngine) -> None:
+    assert SearchEngine.open(hybrid).search(QUERIES) == opened.search(QUERIES)
+    assert SearchEngine.open(hybrid).search([], fuse="rrf") == []
+
+
+def test_without_the_package_an_index_with_bm25_is_searched_by_the_retriever_alone(
+    hybrid: Path, opened: SearchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    alone = SearchEngine.open(hybrid)
+    assert alone.search(QUERIES) == opened.search(QUERIES)
+    with pytest.raises(ValueError, match="a fusion with BM25 needs the package bm25s: pip install bm25s"):
+        alone.search(QUERIES, fuse="rrf")
+
+
+def test_a_fusion_without_bm25_or_with_that_of_another_index_is_refused(
+    opened: SearchEngine, hybrid: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="no bm25/: build it with `rocketqa index --bm25 true`"):
+        opened.search(QUERIES, fuse="rrf")
+    with pytest.raises(ValueError, match="weight=2, expected a number from 0"):
+        opened.search(QUERIES, fuse="weighted", weight=2)
+    shutil.copytree(hybrid, tmp_path / "best")
+    BM25Index(list(PASSAGES.values())[:9]).save(tmp_path / "best" / "index")
+    with pytest.raises(ValueError, match="bm25/ has 9 passages, the index 60: .* build the index again"):
+        SearchEngine.open(tmp_path / "best")
 
 
 # What it reads ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rocketqa_paddle.data.candidates import Candidates, as_hits
 from rocketqa_paddle.data.store import FILES, PassageTexts
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.records import Hit, Passage
@@ -130,7 +131,8 @@ def test_a_saved_index_opens(retriever, tmp_path):
     assert list(PassageTexts(tmp_path / "index", opened.ids)) == list(passages.values())
     queries = COLLECTION.splits["dev"].queries
     vectors = forward.encode_queries(retriever, [query.text for query in queries.values()])
-    assert retrieval.to_run(list(queries), opened.ids, *opened.search(vectors, 9)) == index.search(queries, 9)
+    hits = as_hits(*opened.search(vectors, 9))
+    assert Candidates(list(queries), opened.ids, hits) == index.search(queries, 9)
     with pytest.raises(ValueError, match="made by model 0123, but the checkpoint is 4567"):
         VectorIndex.load(tmp_path / "index", "4567")
 
@@ -159,7 +161,7 @@ def test_merged_parts_equal_the_whole(table, owner, k):
     def best_of(rows):
         ranked = [sorted(rows, key=lambda row: -line[row])[:k] for line in table]
         found = [[line[row] for row in best] for line, best in zip(table, ranked, strict=True)]
-        return retrieval.as_hits(np.array(found, np.float32), np.array(ranked, np.int64))
+        return as_hits(np.array(found, np.float32), np.array(ranked, np.int64))
 
     parts = [best_of([row for row in range(9) if owner[row] == part]) for part in range(3)]
     np.testing.assert_array_equal(retrieval.merge(parts, k), best_of(range(9)))

@@ -15,6 +15,7 @@ import toy
 from running import TRAINING, change, kill_after, kill_before, read, stop_at, train
 
 from rocketqa_paddle import losses
+from rocketqa_paddle.data.candidates import Candidates
 from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.mining.calibration import calibrate
 from rocketqa_paddle.networks import forward
@@ -23,6 +24,7 @@ from rocketqa_paddle.runs.best import Best
 from rocketqa_paddle.runs.measured import Measured
 from rocketqa_paddle.runtime.storage import locked
 from rocketqa_paddle.search.bm25 import bm25
+from rocketqa_paddle.search.fusion import reciprocal_rank
 from rocketqa_paddle.settings import OptimizerSettings
 from rocketqa_paddle.systems.rocketqa.settings import DenoisingSettings, FirstRetrieverSettings
 
@@ -459,6 +461,21 @@ def test_without_unlabelled_queries_it_ends_with_step3(whole, copied, monkeypatc
     assert {place for place in running.digests(whole) if "step4" not in place} == {*running.digests(settings)}
     assert "step 4" not in running.text(settings, "report.md")
     running.check_best(settings)
+
+
+def test_the_report_has_bm25_alone_and_with_the_best_retriever(copied, monkeypatch):
+    running.forbid(monkeypatch, TRAINING)
+    train(settings := change(copied, "evaluation", bm25=True))
+    best, run = running.best_step(settings, "retriever"), running.rehearse(settings)[0]
+    [test] = run.tests
+    dense = Candidates.load(Path(settings.output) / best / "hits.test.npy", run.corpus.ids)
+    lexical = bm25(run.corpus.passages, test.queries, settings.evaluation.depth)
+    fused = Candidates(dense.queries, run.corpus.ids, reciprocal_rank(dense.hits, lexical.hits))
+    rows = running.table(report := running.text(settings, "report.md"))
+    for title, found in {"BM25": lexical, "retriever and BM25": fused}.items():
+        means = metrics.evaluate(test.qrels, found, running.MEASURES)
+        assert rows[title] == pytest.approx(list(means.values()), abs=6e-4)
+    assert f"retriever and BM25 against retriever, {TITLES[best]}: RR@10" in report
 
 
 def test_the_initial_checkpoint_is_measured_where_asked(copied, monkeypatch):

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import running
@@ -14,6 +15,7 @@ import toy
 from running import change, kill_after, kill_before, read, stop_at, train
 
 from rocketqa_paddle import SearchEngine, checkpoints, losses, toolkit
+from rocketqa_paddle.data.runs import read_run
 from rocketqa_paddle.evaluation import metrics
 from rocketqa_paddle.mining import calibration
 from rocketqa_paddle.runs import searches
@@ -171,6 +173,7 @@ def test_the_initial_checkpoint_is_in_best_if_nothing_trained_is_as_good(whole, 
             batch_size=8, steps=3, optimizer=OptimizerSettings(learning_rate=1.0)
         ),
         joint=JointSettings(rounds=0),
+        evaluation=dataclasses.replace(whole.evaluation, bm25=True),
     )
     train(settings)
     running.check_best(settings)
@@ -181,7 +184,8 @@ def test_the_initial_checkpoint_is_in_best_if_nothing_trained_is_as_good(whole, 
     assert given.digest() == kept.digest()
     report = running.text(settings, "report.md")
     assert "No round gave" not in report
-    assert "re-ranker, warmed up against initial checkpoint: RR@10" in report
+    for better in ("re-ranker, warmed up", "retriever and BM25"):
+        assert f"{better} against initial checkpoint: RR@10" in report
     running.check_again(settings)
 
 
@@ -259,6 +263,16 @@ SEARCHED = dict.fromkeys(STEPS, "search again")
 )
 def test_a_change_reaches_what_it_decides_and_no_more(whole, path, values, steps, reason):
     running.check_change(whole, path, values, steps, reason)
+
+
+@pytest.mark.parametrize("format", ["tsv", "trec"])
+def test_what_a_run_keeps_is_written_as_a_run_file(whole, tmp_path, format):
+    name = "warm-up/scored.warm-up.train.round-001.npy"
+    place = f"{whole.output}/{name}"
+    command_line.run("hits", place, str(tmp_path / "out.run"), "--format", format, "--k", "3")
+    assert read_run(tmp_path / "out.run") == {query: hits[:3] for query, hits in read(whole, name).items()}
+    with pytest.raises(ValueError, match="write them as a run file: rocketqa hits .*round-001.npy OUTPUT"):
+        read_run(place)
 
 
 def test_depth_of_reranking_leaves_trainings_and_hits_alone(whole):
