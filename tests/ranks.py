@@ -102,8 +102,9 @@ def _begin(rank: int, ranks: int, endpoint: str, function: Callable[[], Any], ou
     try:
         tqdm.set_lock(threading.RLock())  # the other is shared with the parent, and would die locked
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1), os.dup2(file, 2)
-        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(file, number)
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
         os.environ |= {
             "PADDLE_TRAINER_ID": str(rank),
             "PADDLE_TRAINERS_NUM": str(ranks),
