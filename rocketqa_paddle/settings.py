@@ -391,11 +391,14 @@ class RunSettings(Settings):
     began, or no better than chance on dev. `false` tells it and goes on."""
     use_cuda: bool = False
     """Train on the GPU of this rank."""
+    timeout_minutes: float = without_effect(30.0)
+    """End the run, with a message, when one of several processes lets the others wait this long."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, encode_batch=self.encode_batch)
         at_least(0, seed=self.seed, save_minutes=self.save_minutes)
+        at_least(0.01, timeout_minutes=self.timeout_minutes)
         if self.precision == "fp16" and not self.use_cuda:
             raise ValueError("precision=fp16 needs use_cuda=true: a CPU has fp32 and perhaps bf16")
 

@@ -121,8 +121,11 @@ def collection(passages: list[Passage]) -> Collection:
 
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `distributed_worker.py` filled in two processes."""
-    return ranks.launch("distributed_worker.py", 2, tmp_path_factory.mktemp("two"))
+    """The folder that `distributed_worker.py` filled in two processes, one on each of two nodes."""
+    folder = tmp_path_factory.mktemp("two")
+    done = ranks.launch_nodes(folder, "distributed_worker.py", folder)
+    assert [node.returncode for node in done] == [0, 0], "\n".join(node.stdout[-3000:] for node in done)
+    return folder
 
 
 @pytest.fixture(scope="module")

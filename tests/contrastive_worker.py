@@ -1,37 +1,26 @@
-"""What `test_contrastive.py` computes in one, two and four processes and compares: gradients of one step.
-
-    python contrastive_worker.py FOLDER
-
-Rank 0 writes FOLDER/gradients.npz.
-"""
+"""What `test_contrastive.py` computes in one, two and four processes and compares: gradients of one step."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import toy
+from paddle import Tensor
 
-tune_cpu()
-import_paddle()
-
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
-import paddle.nn.functional as F  # noqa: E402
-import toy  # noqa: E402
-from paddle import Tensor  # noqa: E402
-
-from rocketqa_paddle import contrastive  # noqa: E402
-from rocketqa_paddle.contrastive import Contrastive  # noqa: E402
-from rocketqa_paddle.mining.miner import Miner  # noqa: E402
-from rocketqa_paddle.networks.encoders import Checkpoint  # noqa: E402
-from rocketqa_paddle.records import Group, Passage  # noqa: E402
-from rocketqa_paddle.runtime import distributed  # noqa: E402
-from rocketqa_paddle.settings import TrainingSettings  # noqa: E402
-from rocketqa_paddle.training.log import MetricsLog  # noqa: E402
-from rocketqa_paddle.training.trainer import Trainer  # noqa: E402
+from rocketqa_paddle import contrastive
+from rocketqa_paddle.contrastive import Contrastive
+from rocketqa_paddle.mining.miner import Miner
+from rocketqa_paddle.networks.encoders import Checkpoint
+from rocketqa_paddle.records import Group, Passage
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.settings import TrainingSettings
+from rocketqa_paddle.training.log import MetricsLog
+from rocketqa_paddle.training.trainer import Trainer
 
 GLOBAL_BATCH = 8
 CASES = {
@@ -147,7 +136,7 @@ def steps(folder: Path) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path) -> None:
-    """Compute every case in this process, one of many, and let rank 0 write them."""
+    """Compute every case in this process, one of many, and let rank 0 write `gradients.npz`."""
     distributed.init()
     own = folder / f"rank-{distributed.rank()}"
     arrays = steps(own)
@@ -155,7 +144,3 @@ def write(folder: Path) -> None:
     arrays |= {f"own/{name}": array for name, array in alone.items()}
     if distributed.is_main():
         np.savez(folder / "gradients.npz", shares=np.array(distributed.world_size()), **arrays)
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))

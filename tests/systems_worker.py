@@ -1,4 +1,4 @@
-"""What `test_two_processes.py` runs in each of two processes: one command of `rocketqa` after another.
+"""What `test_four_processes.py` runs in each of four processes: one command of `rocketqa` after another.
 
     python systems_worker.py FILE ...
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,16 +40,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Arrays:
 
 
 @pytest.fixture(scope="session")
-def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Path]]:
-    """The folder that four processes fill, while others do their work."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(ranks.launch, "contrastive_worker.py", 4, tmp_path_factory.mktemp("four"))
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that four processes filled."""
+    folder = tmp_path_factory.mktemp("four")
+    ends = ranks.fork(4, lambda: contrastive_worker.write(folder), folder)
+    assert [end.code for end in ends] == [0] * 4, "\n".join(end.printed[-3000:] for end in ends)
+    return folder
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def several(request: pytest.FixtureRequest, four_ranks: Future[Path], two_ranks: Path) -> Arrays:
+def several(request: pytest.FixtureRequest, four_ranks: Path, two_ranks: Path) -> Arrays:
     """The steps of several processes."""
-    folder = two_ranks if request.param == 2 else four_ranks.result()
+    folder = two_ranks if request.param == 2 else four_ranks
     arrays = dict(np.load(folder / "gradients.npz"))
     assert arrays["shares"] == request.param
     return arrays

@@ -36,6 +36,7 @@ from rocketqa_paddle.commands.rerank import rerank
 from rocketqa_paddle.commands.search import search
 from rocketqa_paddle.commands.tune import tune
 from rocketqa_paddle.data.tables import is_standard_output
+from rocketqa_paddle.runtime import meeting
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 from rocketqa_paddle.settings import with_home
 
@@ -110,16 +111,18 @@ def _run(arguments: list[str]) -> None:
 
 
 def _end(error: RuntimeError) -> NoReturn:
-    """End with a message on a training that was stopped or a rank that is gone; raise any other error."""
+    """End with a message on a rank that is lost or a training that was stopped; raise any other error."""
     from rocketqa_paddle.runtime import distributed
+
+    if told := distributed.told_of_lost_ranks(error):  # at once: the launcher leaves little time
+        print(f"rocketqa: {told}; the same command goes on from what was saved", file=sys.stderr, flush=True)
+        os._exit(1)  # a regular end would wait for the rank that is lost
+
     from rocketqa_paddle.training.trainer import Stopped
 
     if isinstance(error, Stopped):
         _fail(f"stopped after {error}, saved; the same command goes on", 130)
-    if (told := distributed.told_of_lost_ranks(error)) is None:
-        raise error
-    print(f"rocketqa: {told}; the same command goes on from what was saved", file=sys.stderr, flush=True)
-    os._exit(1)  # a regular end would wait for the rank that is gone
+    raise error
 
 
 def parse(arguments: list[str]) -> Callable[[], None]:
@@ -194,4 +197,5 @@ def _silence_libraries() -> None:
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"rocketqa: {shortened(message)}", file=sys.stderr)
+    meeting.leave(shortened(message))
     sys.exit(code)

@@ -32,7 +32,7 @@ def join_ranks(settings: RunSettings) -> None:
 
     select_device(settings.use_cuda, distributed.local_gpu())
     arithmetic(settings.precision)
-    distributed.init(settings.use_cuda)
+    distributed.init(settings.use_cuda, settings.timeout_minutes)
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:

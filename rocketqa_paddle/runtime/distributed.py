@@ -2,11 +2,8 @@
 
 import os
 import re
-import socket
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,55 +12,40 @@ import paddle.distributed as dist
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from rocketqa_paddle.runtime import meeting
+from rocketqa_paddle.runtime.meeting import LostRank
+
 T = TypeVar("T")
 _BUCKET = 64 << 20  # bytes of gradient that one all-reduce carries
 _TRANSPORT = re.compile(r"gloo|nccl|tcp_utils|tcp_store", re.IGNORECASE)  # as their errors name themselves
-_GONE_SECONDS = 5.0  # a process that ends closes its connections before it is gone
-_processes: list[tuple[str, int]] = []
-"""Machine and process id of every rank."""
 
 
-def init(use_cuda: bool = False) -> None:
+def init(use_cuda: bool = False, timeout_minutes: float = 30.0) -> None:
     """Join the other processes that `fleetrun` started, if it did: by NCCL on GPUs, by gloo on CPUs.
 
     One group is all that data parallelism needs. `fleet.init` would make one for every kind of parallelism,
-    which now and then fails under gloo from four processes on.
+    which now and then fails under gloo from four processes on. From now on, every function here that ranks
+    call together raises `LostRank` where one has ended or lets the others wait longer than `timeout_minutes`.
     """
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1 and not dist.is_initialized():
         if not use_cuda:
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         dist.init_parallel_env()
-        _processes[:] = gather((socket.gethostname(), os.getpid()))
+        meeting.begin(rank(), world_size(), timeout_minutes, gather)
 
 
 def told_of_lost_ranks(error: RuntimeError) -> str | None:
-    """A sentence on which ranks are gone, if an error comes from the transport between them; else None."""
-    if world_size() == 1 or not _TRANSPORT.search(str(error)):
-        return None
-    here, deadline = socket.gethostname(), time.monotonic() + _GONE_SECONDS
-    others = {number: process for number, process in enumerate(_processes) if number != rank()}
-    while not (gone := [n for n, (host, pid) in others.items() if host == here and not _runs(pid)]):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    who = f"rank {', '.join(map(str, gone))} of {world_size()}" if gone else "a rank of another machine"
-    return f"{who} has ended or was killed, so rank {rank()} ends as well ({_first_line(error)})"
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process of this machine runs. One that ended stays a zombie until its parent has looked."""
-    status = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        return status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "").strip()
+    """A sentence on which rank is lost, if an error comes from that; else None."""
+    if not isinstance(error, LostRank):
+        if world_size() == 1 or not _TRANSPORT.search(str(error)):
+            return None
+        try:
+            meeting.wait_for_all()  # the transport does not say who
+        except LostRank as lost:
+            error = lost
+        else:
+            return None
+    return f"{error}, so rank {rank()} ends as well"
 
 
 def rank() -> int:
@@ -94,8 +76,7 @@ def say(text: str) -> None:
 
 def barrier() -> None:
     """Wait for every rank."""
-    if world_size() > 1:
-        dist.barrier()
+    meeting.wait_for_all()
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
@@ -108,6 +89,7 @@ def gather(value: Any) -> list[Any]:
     """Return the values of all ranks, in rank order. A value may be anything that can be pickled."""
     if world_size() == 1:
         return [value]
+    meeting.wait_for_all()
     values: list[Any] = []
     dist.all_gather_object(values, value)
     return values
@@ -126,6 +108,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 class _GatherRows(PyLayer):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
+        meeting.wait_for_all()
         parts: list[Tensor] = []
         dist.all_gather(parts, rows.contiguous())
         return paddle.concat(parts)
@@ -139,6 +122,7 @@ def any_rank(flag: bool) -> bool:
     """Tell whether the flag of any rank is true."""
     if world_size() == 1:
         return flag
+    meeting.wait_for_all()
     answer = paddle.to_tensor([int(flag)])
     dist.all_reduce(answer, op=dist.ReduceOp.MAX)
     return bool(answer)
@@ -151,6 +135,7 @@ def average_gradients(parameters: Iterable[paddle.Tensor]) -> None:
     """
     if world_size() == 1:
         return
+    meeting.wait_for_all()
     bucket, size = [], 0
     for parameter in parameters:
         if parameter.grad is None:
@@ -176,6 +161,7 @@ def _average(gradients: list[Tensor]) -> None:
 def broadcast_parameters(parameters: Iterable[Tensor]) -> None:
     """Give every rank the parameters of rank 0."""
     if world_size() > 1:
+        meeting.wait_for_all()
         for parameter in parameters:
             dist.broadcast(parameter, src=0)
 

@@ -79,7 +79,7 @@ class CorpusIndex:
 
     def _encode(self, shards: Shards, progress: str) -> None:
         """Encode this rank's part of the shards that are missing."""
-        own = distributed.shard(distributed.gather(shards.missing())[0])
+        own = distributed.shard(distributed.gather(shards.missing() if distributed.is_main() else None)[0])
         rows = self._corpus.rows
         parts = (rows[shards.rows_of(number)] for number in own)
         columns = ([[p.title for p in part], [p.text for p in part]] for part in parts)

@@ -127,7 +127,7 @@ class Trainer(Generic[Example]):
         Raises:
             FloatingPointError: the loss or the gradient is not finite. The last saved state stays as it is.
             Stopped: the user has pressed Ctrl-C or sent SIGTERM; the state is saved.
-            ValueError: the saved state is damaged, or does not fit the data or the number of processes.
+            ValueError: the saved state is damaged, or does not fit the data.
         """
         self._resume()
         for network in self.networks.values():
@@ -203,30 +203,40 @@ class Trainer(Generic[Example]):
         return {**sizes, "processes": distributed.world_size()}
 
     def _resume(self) -> None:
-        """Go on from the saved state if it belongs to this training; remove it if it belongs to another."""
+        """Go on from the saved state if it belongs to this training; remove any other."""
         folder = folders.whole(self.folder)
-        path = folder / STATE
         with _remedy(_anew(folder)):
-            state: dict[str, Any] = storage.read_json(path) if path.is_file() else {}
+            state = self._saved(folder / STATE)
         distributed.barrier()  # every rank has read the state before rank 0 may remove it
-        if (state.get("name"), state.get("fingerprint")) == (self.stage, self.fingerprint):
+        if state:
             self._load(folder, state)
         else:
-            if state and distributed.is_main():
+            if (folder / STATE).is_file() and distributed.is_main():
                 folders.remove(self.folder, CONTENTS)
             if self.leg.before:
                 with _remedy(f"remove {self.leg.before}, and the optimizer begins anew"):
                     self.optimizer.load(self.leg.before)
         self.log.rewind(self.stage, self.step)
 
+    def _saved(self, path: Path) -> dict[str, Any] | None:
+        """The saved state, if it is of this training and of as many processes: others take other batches."""
+        state: dict[str, Any] = storage.read_json(path) if path.is_file() else {}
+        if (state.get("name"), state.get("fingerprint")) != (self.stage, self.fingerprint):
+            return None
+        typed(state, State, str(path))
+        before, now = state["processes"], distributed.world_size()
+        if before == now:
+            return state
+        given = f"{state['step']} of its steps were taken by {before} processes and now there are {now}"
+        distributed.say(f"{self.stage}: {given}: this training begins anew")
+        return None
+
     def _load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        with _remedy(_anew(folder)):
-            typed(state, State, str(folder / STATE))
         for name, now in self._size().items():
             if state[name] != now:
                 raise ValueError(
-                    f"{folder / STATE}: {name} was {state[name]}, is now {now}: go on with the settings and "
-                    f"number of processes the run began with, or remove {folder} to begin this training anew"
+                    f"{folder / STATE}: {name} was {state[name]}, is now {now}: go on with the settings "
+                    f"the run began with, or remove {folder} to begin this training anew"
                 )
         with _remedy(_anew(folder)):
             if not 0 <= state["step"] <= self.total_steps:

@@ -1,17 +1,17 @@
-"""Two processes, started as users start them, do what one does."""
+"""Two processes on two nodes, started as users start them, do what one does."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import distributed_worker
 import numpy as np
 import pytest
-import toy
+import ranks
 
 from rocketqa_paddle.data.store import PassageTexts
-from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime import distributed, meeting
+from rocketqa_paddle.runtime.meeting import LostRank
 from rocketqa_paddle.search.index import VectorIndex
 
 # They add the same to all scores of a softmax: their gradient is rounding alone, which Adam scales to a step.
@@ -142,13 +142,11 @@ def test_only_rank_0_writes(one, two):
     assert json.loads((folder / "last" / "state.json").read_text())["step"] == 8
 
 
-def test_a_rank_that_was_killed_is_named(tmp_path):
+def test_a_rank_that_was_killed_is_named_on_the_other_node(tmp_path):
     """The other one ends, instead of a traceback of the transport or a wait for ever."""
-    command = (sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2")
-    script = toy.ROOT / "tests" / "lost_rank_worker.py"
-    done = toy.run(*command, "--log_dir", tmp_path / "log", script, tmp_path, cwd=tmp_path, timeout=120)
-    assert done.returncode != 0
-    told = (tmp_path / "log" / "workerlog.0").read_text()
+    done = ranks.launch_nodes(tmp_path, "lost_rank_worker.py", tmp_path)
+    assert all(node.returncode != 0 for node in done)
+    told = (tmp_path / "log-0" / "workerlog.0").read_text()
     assert "rocketqa: rank 1 of 2 has ended or was killed, so rank 0 ends as well" in told
     assert "the same command goes on from what was saved" in told
     assert "Traceback" not in told
@@ -159,7 +157,13 @@ def test_other_errors_are_not_taken_for_a_lost_rank(monkeypatch):
     error = RuntimeError("[/paddle/third_party/gloo/gloo/transport/tcp/pair.cc:576] Read error")
     assert distributed.told_of_lost_ranks(error) is None  # one process has no others
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "_GONE_SECONDS", 0.0)
     assert distributed.told_of_lost_ranks(RuntimeError("shapes differ")) is None
-    monkeypatch.setattr(distributed, "_processes", [("here", 1), ("far away", 2)])
-    assert distributed.told_of_lost_ranks(error).startswith("a rank of another machine has ended")
+    assert distributed.told_of_lost_ranks(error) is None  # all are there
+
+    def lose() -> None:
+        raise LostRank("rank 1 of 2 has ended")
+
+    monkeypatch.setattr(meeting, "wait_for_all", lose)
+    told = "rank 1 of 2 has ended, so rank 0 ends as well"
+    assert distributed.told_of_lost_ranks(error) == told
+    assert distributed.told_of_lost_ranks(LostRank("rank 1 of 2 has ended")) == told

@@ -329,12 +329,15 @@ def test_changed_sizes_are_refused(tmp_path, change, message):
         make_trainer(tmp_path, make_nets(), **change).fit()
 
 
-def test_another_number_of_processes_is_refused(tmp_path):
-    stop(tmp_path, make_nets())
+def test_another_number_of_processes_begins_anew_and_says_so(tmp_path, whole, capsys):
+    stop(tmp_path, make_nets(dropout=0.3), rates={"two": 0.5})
     state = state_of(tmp_path)
     (tmp_path / "last" / "state.json").write_text(json.dumps(state | {"processes": 2}))
-    with pytest.raises(ValueError, match="processes was 2, is now 1"):
-        make_trainer(tmp_path, make_nets()).fit()
+    nets = make_nets(dropout=0.3)
+    make_trainer(tmp_path, nets, rates={"two": 0.5}).fit()
+    told = "training: 2 of its steps were taken by 2 processes and now there are 1"
+    assert f"{told}: this training begins anew" in capsys.readouterr().out
+    assert_same(arrays(nets), whole)
 
 
 def test_another_network_is_refused(tmp_path):

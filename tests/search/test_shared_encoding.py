@@ -1,0 +1,103 @@
+"""Ranks that encode a corpus together: as one does, and on after a death, with another number of ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import toy
+
+from rocketqa_paddle.networks.encoders import Checkpoint
+from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.runtime.storage import map_array
+from rocketqa_paddle.search import vectors
+from rocketqa_paddle.search.retrieval import CorpusIndex
+
+ROWS = 4
+"""Passages of a shard: the 60 of the corpus fill 15."""
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(vectors, "SHARD_ROWS", ROWS)
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory):
+    return toy.dual(toy.tokenizer(tmp_path_factory.mktemp("vocabulary")), pooling="mean")
+
+
+@pytest.fixture
+def one(retriever, tmp_path):
+    """The shards that one process writes."""
+    CorpusIndex(retriever, toy.collection().passages, folder=tmp_path / "one", progress="")
+    return shards(tmp_path / "one")
+
+
+def shards(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.array(map_array(path)) for path in sorted(folder.glob("*.npy"))}
+
+
+def encode(retriever: Checkpoint, folder: Path, dies_after: dict[int, int]) -> None:
+    """Encode the corpus in `folder/vectors` as one of several ranks, and tell which shards this one writes.
+
+    Some ranks are killed when they have written a number of shards.
+    """
+    distributed.init()
+    write, left = vectors.Shards.write, dies_after.get(distributed.rank(), 100)
+
+    def counted(self: vectors.Shards, number: int, rows: np.ndarray) -> None:
+        nonlocal left
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, number, rows)
+        left -= 1
+        print(f"wrote {number:05d}.npy")
+
+    vectors.Shards.write = counted
+    CorpusIndex(retriever, toy.collection().passages, folder=folder / "vectors", progress="")
+
+
+def together(
+    count: int, retriever: Checkpoint, folder: Path, **dies_after: int
+) -> tuple[list[int], list[str]]:
+    """The exit codes of so many ranks, and the shards that they have written."""
+    deaths = {int(rank.removeprefix("rank")): shards for rank, shards in dies_after.items()}
+    ends = ranks.fork(count, lambda: encode(retriever, folder, deaths), folder)
+    lines = [line for end in ends for line in end.printed.splitlines()]
+    return [end.code for end in ends], sorted(line[6:] for line in lines if line.startswith("wrote "))
+
+
+def check_equal(folder: Path, expected: dict[str, np.ndarray]) -> None:
+    found = shards(folder / "vectors")
+    assert list(found) == list(expected)
+    for name, rows in expected.items():
+        np.testing.assert_allclose(found[name], rows, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_four_ranks_write_the_vectors_of_one(retriever, one, tmp_path):
+    codes, written = together(4, retriever, tmp_path)
+    assert codes == [0] * 4
+    assert written == [*one]
+    check_equal(tmp_path, one)
+
+
+def test_an_encoding_that_was_killed_goes_on_with_any_number_of_ranks(retriever, one, tmp_path):
+    """What is finished is not encoded again, and a shard that was damaged since then is."""
+    codes, before = together(4, retriever, tmp_path, rank1=1, rank3=2)
+    assert codes == [1, -signal.SIGKILL, 1, -signal.SIGKILL]
+    assert len(before) == 3 + 1 + 4 + 2  # of 3, 4, 4 and 4
+    for count in (3, 1):
+        folder = tmp_path / f"on-{count}"
+        shutil.copytree(tmp_path / "vectors", folder / "vectors")
+        damaged = folder / "vectors" / before[0]
+        damaged.write_bytes(damaged.read_bytes()[:-4])
+        codes, after = together(count, retriever, folder)
+        assert codes == [0] * count
+        assert after == sorted({*one} - {*before[1:]})
+        check_equal(folder, one)
