@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rocketqa_paddle.runtime.device import tune_cpu
+
 WORDS = 40
 ROCKETQA = [sys.executable, "-m", "rocketqa_paddle"]
 
@@ -283,6 +285,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path(".benchmarks/scale"))
     given = parser.parse_args()
+    tune_cpu()  # as the command does
     TASKS[given.task](given.folder, given.passages)
 
 
