@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last finished piece"
         words = sys.argv[1:] if arguments is None else arguments
-        _fail("stopped" + goes_on * (words[:1] in (["train"], ["compare"])), 130)
+        _fail("stopped" + goes_on * (words[:1] in (["train"], ["compare"], ["index"])), 130)
     except RuntimeError as error:
         _end(error)
 
