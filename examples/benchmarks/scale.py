@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -120,12 +121,13 @@ def alone(folder: Path, passages: int) -> None:
     """Tokenise and encode, and keep nothing."""
     from rocketqa_paddle import checkpoints
     from rocketqa_paddle.networks import forward
+    from rocketqa_paddle.records import Passage
 
     model, begun = checkpoints.load(folder / "retriever"), time.perf_counter()
     with open(make_data(folder, passages), encoding="utf-8") as file:
-        rows = (line.rstrip("\n").split("\t")[1] for line in file)
-        parts = iter(lambda: [text for text, _ in zip(rows, range(16384), strict=False)], [])
-        for _ in forward.encode_parts(model, ([[""] * len(part), part] for part in parts), passages):
+        rows = (Passage("", "", line.rstrip("\n").split("\t")[1]) for line in file)
+        parts = iter(lambda: list(islice(rows, 16384)), [])
+        for _ in forward.encode_parts(model, parts, passages):
             pass
     print(f"tokenising and encoding alone: {time.perf_counter() - begun:.0f} s")
 

@@ -1,6 +1,5 @@
 """The command `rocketqa encode`: texts to vectors in a NumPy file."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +7,6 @@ import numpy as np
 
 from rocketqa_paddle.data.tables import refuse_stream
 from rocketqa_paddle.data.texts import load_queries
-from rocketqa_paddle.records import Passage
 from rocketqa_paddle.runtime.device import select
 from rocketqa_paddle.runtime.storage import array_writer, atomic, write_text
 from rocketqa_paddle.settings import at_least
@@ -70,7 +68,9 @@ def encode(
         for sentence in truncations(model, [], records.rows):
             print(sentence)
         options = {"batch_size": batch_size, "progress": "encode"}
-        parts = forward.encode_parts(model, _columns(records.rows), len(records), **options)
+        rows = records.rows
+        read = (rows[start : start + _PART] for start in range(0, len(rows), _PART))
+        parts = forward.encode_parts(model, read, len(rows), **options)
     ids_file.unlink(missing_ok=True)  # so that a crash leaves no old ids beside new vectors
     shape = (len(records), model.network.config.hidden_size)
     with arithmetic, atomic(vectors_file) as new, array_writer(new, shape, np.dtype("float32")) as write:
@@ -78,10 +78,3 @@ def encode(
             write(part)
     write_text(ids_file, "".join(f"{id}\n" for id in records))
     print(f"{shape[0]} vectors of {shape[1]} dimensions in {vectors_file}")
-
-
-def _columns(rows: Sequence[Passage]) -> Iterator[list[list[str]]]:
-    """Yield titles and texts in parts."""
-    for start in range(0, len(rows), _PART):
-        part = rows[start : start + _PART]
-        yield [[passage.title for passage in part], [passage.text for passage in part]]

@@ -68,15 +68,6 @@ class Candidates(Mapping[str, list[Hit]]):
             for rank, (row, score) in enumerate(found[found["row"] >= 0].tolist(), 1)
         ]
 
-    def of(self, queries: Sequence[str]) -> Candidates:
-        """Those of some queries. A query that was not searched for has none."""
-        hits = no_hits(len(queries), self.depth)
-        known = [(place, self._places[id]) for place, id in enumerate(queries) if id in self._places]
-        if known:
-            places, rows = map(list, zip(*known, strict=True))
-            hits[places] = self.hits[rows]
-        return Candidates(queries, self.passages, hits)
-
     def first(self, count: int | None) -> Candidates:
         """The first hits of every query."""
         return Candidates(self.queries, self.passages, self.hits[:, :count])

@@ -3,7 +3,6 @@
 import math
 import operator
 import os
-import random
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import count, pairwise
@@ -102,15 +101,6 @@ def _lines(path: FilePath, run: Run, format: RunFormat, tag: str) -> Iterator[tu
 def first_hits(run: Run, count: int | None) -> dict[str, list[Hit]]:
     """Return the first hits of every query."""
     return {query_id: hits[:count] for query_id, hits in run.items()}
-
-
-def sample_hits(run: Run, count: int, seed: int) -> dict[str, list[Hit]]:
-    """Return at most `count` hits of every query, drawn at random, in their order."""
-    draw, sampled = random.Random(seed), {}
-    for query_id, hits in run.items():
-        places = sorted(draw.sample(range(len(hits)), count)) if count < len(hits) else range(len(hits))
-        sampled[query_id] = [hits[place] for place in places]
-    return sampled
 
 
 def with_positives(run: Run, qrels: Qrels, queries: Iterable[str]) -> dict[str, list[Hit]]:

@@ -23,7 +23,7 @@ import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -36,6 +36,7 @@ IDS, ID_OFFSETS = "ids.txt", "ids.offsets.npy"
 HASHES, ROWS, CONTENTS = "ids.hashes.npy", "ids.rows.npy", "contents.npy"
 FILES = (TEXTS, OFFSETS, IDS, ID_OFFSETS, HASHES, ROWS, CONTENTS)
 
+T = TypeVar("T")
 _BLOCK = 1 << 20  # bytes that are searched for line ends at once
 
 
@@ -248,7 +249,25 @@ def _line(passage: Passage) -> bytes:
 # The files ----------------------------------------------------------------------------------------
 
 
-class Ids(Sequence[str]):
+class _Rows(Sequence[T]):
+    """What lies in a file row by row, of which `_read` reads one."""
+
+    def _read(self, row: int) -> T:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, row: int) -> T: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[T]: ...
+    def __getitem__(self, row: int | slice) -> T | list[T]:
+        if isinstance(row, slice):
+            return [self[n] for n in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row}, expected 0 to {len(self) - 1}")
+        return self._read(row)
+
+
+class Ids(_Rows[str]):
     """The ids of a folder by row, mapped from `ids.txt`.
 
     Raises:
@@ -273,15 +292,7 @@ class Ids(Sequence[str]):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
-        if isinstance(row, slice):
-            return [self[n] for n in range(*row.indices(len(self)))]
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row}, expected 0 to {len(self) - 1}")
+    def _read(self, row: int) -> str:
         try:
             return self.bytes[self._offsets[row] : self._offsets[row + 1] - 1].decode()
         except UnicodeDecodeError as error:
@@ -293,7 +304,7 @@ class Ids(Sequence[str]):
     __hash__ = None
 
 
-class PassageTexts(Sequence[Passage]):
+class PassageTexts(_Rows[Passage]):
     """The passages of a folder by row: `texts[row]` reads one line of the file and nothing else.
 
     Where an older version of this package wrote no offsets, one pass over the bytes finds them. `ids` has the
@@ -325,15 +336,7 @@ class PassageTexts(Sequence[Passage]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    @overload
-    def __getitem__(self, row: int) -> Passage: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Passage]: ...
-    def __getitem__(self, row: int | slice) -> Passage | list[Passage]:
-        if isinstance(row, slice):
-            return [self[n] for n in range(*row.indices(len(self)))]
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row}, expected 0 to {len(self) - 1}")
+    def _read(self, row: int) -> Passage:
         start, end = self._offsets[row : row + 2].tolist()
         if not 0 <= start < end <= self._size:
             raise _damage(self._folder, f"row {row} of {TEXTS} is at bytes {start} to {end} of {self._size}")

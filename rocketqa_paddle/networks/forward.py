@@ -55,8 +55,7 @@ def query_vectors(retriever: Checkpoint, groups: Sequence[Group]) -> Tensor:
 
 def passage_vectors(retriever: Checkpoint, passages: Sequence[Passage]) -> Tensor:
     """Encode passages: vectors `[passages, hidden]`, with gradient."""
-    titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
-    packed = retriever.tokenizer.pack_passages(titles, texts, retriever.lengths["passage"])
+    packed = retriever.tokenizer.pack_passages(*_titles_and_texts(passages), retriever.lengths["passage"])
     return _forward(retriever, retriever.network.encode_passages, packed)
 
 
@@ -189,18 +188,23 @@ def score_pairs(
 
 def encode_parts(
     checkpoint: Checkpoint,
-    parts: Iterable[Sequence[Texts]],
+    parts: Iterable[Sequence[Passage]],
     count: int,
     *,
     batch_size: int = 64,
     progress: str = "",
 ) -> Iterator[np.ndarray]:
-    """Encode a corpus in parts, each a list of titles and one of texts: yield `[part, hidden]`, float32.
+    """Encode a corpus in parts: yield `[part, hidden]`, float32.
 
     There are `count` passages in all. The next part is read and tokenised while one is computed.
     """
     encode, pack = checkpoint.network.encode_passages, checkpoint.tokenizer.pack_passages
-    return _infer_parts(checkpoint, encode, pack, "passage", parts, count, batch_size, progress)
+    columns = map(_titles_and_texts, parts)
+    return _infer_parts(checkpoint, encode, pack, "passage", columns, count, batch_size, progress)
+
+
+def _titles_and_texts(passages: Sequence[Passage]) -> list[list[str]]:
+    return [[passage.title for passage in passages], [passage.text for passage in passages]]
 
 
 def score_parts(
@@ -229,10 +233,8 @@ def _infer(
     progress: str,
 ) -> np.ndarray:
     """Run `forward` without gradient over the rows of columns of texts."""
-    count, size = (
-        len(columns[-1]),
-        min(_TOKENISED, max(1, _TOKENISED_TOKENS // checkpoint.lengths[input_name])),
-    )
+    count, length = len(columns[-1]), checkpoint.lengths[input_name]
+    size = min(_TOKENISED, max(1, _TOKENISED_TOKENS // length))
     parts = ([column[start : start + size] for column in columns] for start in range(0, count, size))
     results = [*_infer_parts(checkpoint, forward, pack, input_name, parts, count, batch_size, progress)]
     if not results:

@@ -360,7 +360,7 @@ def adamw(
     _run("adamw", *arrays, *map(np.float32, (factor, *betas, decay, step, epsilon)))
 
 
-def empty(gradient: Tensor) -> None:
+def zero(gradient: Tensor) -> None:
     """Fill a gradient with zeros, in place."""
     _array(gradient).fill(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -74,18 +75,21 @@ class CorpusIndex:
                 self._encode(self._shards, progress)
             vectors = self._shards.vectors()
         self.vectors, self._own = vectors, distributed.shard(range(len(corpus)))
-        part = vectors.slice(self._own.start, len(self._own))
-        self._local = VectorIndex(part, self._own, gpu=device.gpu_id()) if self._own else None
+
+    @cached_property
+    def _local(self) -> VectorIndex | None:
+        """The index of this rank's part, if it has any; it reads all its vectors."""
+        part = self.vectors.slice(self._own.start, len(self._own))
+        return VectorIndex(part, self._own, gpu=device.gpu_id()) if self._own else None
 
     def _encode(self, shards: Shards, progress: str) -> None:
         """Encode this rank's part of the shards that are missing."""
         own = distributed.shard(distributed.gather(shards.missing() if distributed.is_main() else None)[0])
         rows = self._corpus.rows
         parts = (rows[shards.rows_of(number)] for number in own)
-        columns = ([[p.title for p in part], [p.text for p in part]] for part in parts)
         count = sum(len(range(len(rows))[shards.rows_of(number)]) for number in own)
         options = {"batch_size": self._batch_size, "progress": progress}
-        encoded = forward.encode_parts(self._checkpoint, columns, count, **options)
+        encoded = forward.encode_parts(self._checkpoint, parts, count, **options)
         for number, vectors in zip(own, encoded, strict=True):
             shards.write(number, vectors)
         distributed.barrier()
@@ -143,7 +147,8 @@ class CorpusIndex:
     def close(self) -> None:
         """Delete the vectors on the disk. Every rank calls it when it is done with the index."""
         if self._shards:
-            self._local = self.vectors = None
+            self.__dict__.pop("_local", None)
+            self.vectors = None
             self._shards.remove()
 
 

@@ -79,7 +79,7 @@ class AdamW:
         for group in self._groups:
             for parameter in group["params"]:
                 if parameter.name in self._embeddings and parameter.grad is not None:
-                    fused.empty(parameter.grad)
+                    fused.zero(parameter.grad)
                 else:
                     parameter.clear_gradient(set_to_zero=False)
 

@@ -109,6 +109,6 @@ def test_parts_of_a_corpus_are_encoded_as_the_whole(tmp_path: Path) -> None:
     retriever = toy.dual(toy.tokenizer(tmp_path))
     rows = list(toy.collection().passages.values())
     columns = [p.title for p in rows], [p.text for p in rows]
-    parts = ([column[start : start + 7] for column in columns] for start in range(0, len(rows), 7))
+    parts = (rows[start : start + 7] for start in range(0, len(rows), 7))
     joined = np.concatenate(list(forward.encode_parts(retriever, parts, len(rows))))
     np.testing.assert_allclose(joined, forward.encode_passages(retriever, *columns), atol=1e-5)
