@@ -99,7 +99,8 @@ def _written(
     model = convert.read(checkpoint, kind=DUAL)
     digest = model.digest()
     opened = place.open(digest) if update else None
-    place.check_model(model.network.config.hidden_size)
+    dimension = model.network.config.hidden_size
+    place.check_model(dimension)
     work = hidden(Path(os.path.realpath(place.path)), "work")
     stored = StoredCorpus(
         work / "corpus",
@@ -109,7 +110,7 @@ def _written(
     if told := count_empty(files[0], len(stored.by_id), stored.empty):
         warnings.warn(told, stacklevel=2)
     corpus = Corpus(stored.by_id, stored.fingerprint)
-    place.check_texts(corpus)
+    place.check_texts(corpus, dimension)
     for sentence in truncations(model, [], corpus.rows):
         print(sentence)
     dtype = opened.dtype if opened else dtype

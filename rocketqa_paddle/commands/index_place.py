@@ -69,8 +69,11 @@ class Folder:
 
         check_factory(self._settings, dimension)
 
-    def check_texts(self, corpus: Corpus) -> None:
-        """Any text will do."""
+    def check_texts(self, corpus: Corpus, dimension: int) -> None:
+        """Refuse an index that cannot be made of so few passages."""
+        from rocketqa_paddle.search.index import check_size
+
+        check_size(self._settings, dimension, len(corpus))
 
     def open(self, model: str | None = None) -> IndexFolder:
         """Open the index; `model` is the digest of the one that has to have made it."""
@@ -104,7 +107,7 @@ class Milvus:
     def check_model(self, dimension: int) -> None:
         """Milvus takes vectors of any size that there is."""
 
-    def check_texts(self, corpus: Corpus) -> None:
+    def check_texts(self, corpus: Corpus, dimension: int) -> None:
         """Refuse passages that are too long."""
         from rocketqa_paddle.search.milvus import check_lengths
 

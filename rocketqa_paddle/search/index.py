@@ -325,10 +325,7 @@ def _build(vectors: Vectors, settings: IndexSettings) -> faiss.Index:
             index.train(vectors.take(np.arange(0, len(vectors), -(-len(vectors) // _TRAINED_ON))))
     except RuntimeError as error:
         reason = str(error).rpartition("Error")[2].strip(": ")[:200]
-        raise ValueError(
-            f"factory {settings.factory!r}: faiss cannot make such an index of {len(vectors)} vectors of "
-            f"{vectors.dimension} dimensions ({reason}); try 'HNSW32', or 'IVF1024,Flat' with fewer lists"
-        ) from None
+        raise ValueError(_cannot_be(settings, len(vectors), vectors.dimension, reason)) from None
     for _, block in vectors.blocks(_ROW_BLOCK):
         index.add(block)
     return index
@@ -351,6 +348,29 @@ def check_factory(settings: IndexSettings, dimension: int) -> None:
             f"({str(error)[-100:]}); try HNSW32, or IVF1024,Flat"
         ) from None
     _set_parameters(index, settings)
+
+
+def check_size(settings: IndexSettings, dimension: int, passages: int) -> None:
+    """Refuse more lists than there are passages, before vectors are made for them.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if settings.is_exact:
+        return
+    faiss = _import_faiss()
+    index = faiss.index_factory(dimension, settings.factory, faiss.METRIC_INNER_PRODUCT)
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None and lists.nlist > passages:
+        reason = f"it has {lists.nlist} lists"
+        raise ValueError(_cannot_be(settings, passages, dimension, reason))
+
+
+def _cannot_be(settings: IndexSettings, passages: int, dimension: int, reason: str) -> str:
+    return (
+        f"factory {settings.factory!r}: faiss cannot make such an index of {passages} vectors of "
+        f"{dimension} dimensions ({reason}); try HNSW32, or IVF with fewer lists"
+    )
 
 
 def _set_parameters(index: faiss.Index, settings: IndexSettings) -> None:

@@ -142,6 +142,15 @@ def test_an_index_that_cannot_learn_from_so_few_vectors_is_refused(vectors: np.n
         VectorIndex(vectors, IDS, settings=IndexSettings("IVF64,Flat"))
 
 
+def test_more_lists_than_passages_are_told_before_any_vector() -> None:
+    for factory in ("IVF64,Flat", "OPQ4,IVF64,PQ4", "PCA4,IVF64,Flat"):
+        with pytest.raises(ValueError, match="such an index of 63 vectors of 8 dimensions .it has 64 lists"):
+            index_file.check_size(IndexSettings(factory), 8, 63)
+        index_file.check_size(IndexSettings(factory), 8, 64)
+    for factory in ("Flat", "HNSW8", "SQfp16"):
+        index_file.check_size(IndexSettings(factory), 8, 1)
+
+
 def test_parameters_without_an_approximate_index_are_refused() -> None:
     with pytest.raises(ValueError, match="are for an approximate index: choose a factory"):
         IndexSettings(parameters="nprobe=4")
