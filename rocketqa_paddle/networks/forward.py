@@ -223,6 +223,18 @@ def score_parts(
     return _infer_parts(checkpoint, checkpoint.network, pack, "pair", parts, count, batch_size, progress)
 
 
+def outputs(checkpoint: Checkpoint, kind: str, packed: Sequence[Packed], *, max_tokens: int) -> np.ndarray:
+    """Compute packed texts of one kind without gradient, at most `max_tokens` with their padding at once.
+
+    Returns:
+        Vectors `[rows, hidden]` for the kinds `query` and `passage`, logits `[rows]` for `pair`; float32.
+    """
+    network = checkpoint.network
+    sides = {"query": "encode_queries", "passage": "encode_passages", "pair": "forward"}
+    with _evaluating(network), _computing(network, getattr(network, sides[kind]), 0) as compute:
+        return _outputs(compute, checkpoint, packed, max_tokens)
+
+
 def _infer(
     checkpoint: Checkpoint,
     forward: Callable[[Batch], Tensor],
@@ -259,23 +271,40 @@ def _infer_parts(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}, expected at least 1")
-    network, pad_id = checkpoint.network, checkpoint.tokenizer.pad_id
-    training, length = network.training, checkpoint.lengths[input_name]
-    network.eval()
+    network, length = checkpoint.network, checkpoint.lengths[input_name]
     bar = tqdm(total=count, desc=progress, unit=" rows", disable=not (progress and distributed.is_main()))
+    with bar, _evaluating(network), _computing(network, forward, count) as compute:
+        for packed in _ahead(lambda columns: pack(*columns, length), parts, alone=count <= _TOKENISED):
+            yield _outputs(compute, checkpoint, packed, batch_size * length, bar.update)
+
+
+def _outputs(
+    compute: Callable[[Batch], np.ndarray],
+    checkpoint: Checkpoint,
+    packed: Sequence[Packed],
+    max_tokens: int,
+    done: Callable[[int], object] = lambda rows: None,
+) -> np.ndarray:
+    """Compute packed texts in buckets of similar length; `done` is told how many are finished."""
+    results, lengths = None, [len(sequence.token_ids) for sequence in packed]
+    for rows in token_buckets(lengths, max_tokens):
+        with paddle.no_grad():
+            output = compute(collate([packed[i] for i in rows], checkpoint.tokenizer.pad_id))
+        _check_finite(output, checkpoint)
+        if results is None:
+            results = np.empty((len(packed), *output.shape[1:]), dtype=np.float32)
+        results[rows] = output
+        done(len(rows))
+    return results
+
+
+@contextmanager
+def _evaluating(network: nn.Layer) -> Iterator[None]:
+    """Leave out dropout, and go back to what was before."""
+    training = network.training
+    network.eval()
     try:
-        with bar, _computing(network, forward, count) as compute:
-            for packed in _ahead(lambda columns: pack(*columns, length), parts, alone=count <= _TOKENISED):
-                results, lengths = None, [len(sequence.token_ids) for sequence in packed]
-                for rows in token_buckets(lengths, batch_size * length):
-                    with paddle.no_grad():
-                        output = compute(collate([packed[i] for i in rows], pad_id))
-                    _check_finite(output, checkpoint)
-                    if results is None:
-                        results = np.empty((len(packed), *output.shape[1:]), dtype=np.float32)
-                    results[rows] = output
-                    bar.update(len(rows))
-                yield results
+        yield
     finally:
         if training:
             network.train()

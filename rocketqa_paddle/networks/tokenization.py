@@ -109,7 +109,7 @@ class Tokenizer:
 
     def pack_queries(self, queries: Sequence[str], max_length: int) -> list[Packed]:
         """Return `[CLS] query [SEP]` of every query: types 0, at most `max_length` tokens."""
-        return [self._pack_one(ids, max_length) for ids in self.encode(queries, max_length)]
+        return [self.pack_query_ids(ids, max_length) for ids in self.encode(queries, max_length)]
 
     def pack_passages(self, titles: Sequence[str], texts: Sequence[str], max_length: int) -> list[Packed]:
         """Return `[CLS] title [SEP] text [SEP]` of every passage: types 0 then 1, at most `max_length`.
@@ -117,9 +117,7 @@ class Tokenizer:
         An empty title keeps its `[SEP]`. With `one_segment` it is `[CLS] title text [SEP]`, types 0.
         """
         pairs = zip(*(self.encode(column, max_length) for column in (titles, texts)), strict=True)
-        if self.one_segment:
-            return [self._pack_one(title + text, max_length) for title, text in pairs]
-        return [self._pack_pair(title, text, max_length) for title, text in pairs]
+        return [self.pack_passage_ids(title, text, max_length) for title, text in pairs]
 
     def pack_pairs(
         self, queries: Sequence[str], titles: Sequence[str], texts: Sequence[str], max_length: int
@@ -127,13 +125,21 @@ class Tokenizer:
         """Return `[CLS] query [SEP] title text [SEP]` of every pair: types 0 then 1, at most `max_length`."""
         columns = (queries, titles, texts)
         triples = zip(*(self.encode(column, max_length) for column in columns), strict=True)
-        return [self._pack_pair(query, title + text, max_length) for query, title, text in triples]
+        return [self.pack_pair_ids(query, title + text, max_length) for query, title, text in triples]
 
-    def _pack_one(self, ids: list[int], max_length: int) -> Packed:
+    def pack_query_ids(self, ids: list[int], max_length: int) -> Packed:
+        """Pack the ids of one query; see `pack_queries`."""
         ids = [self.cls_id, *ids[: max_length - 2], self.sep_id]
         return Packed(ids, [0] * len(ids))
 
-    def _pack_pair(self, first: list[int], second: list[int], max_length: int) -> Packed:
+    def pack_passage_ids(self, title: list[int], text: list[int], max_length: int) -> Packed:
+        """Pack the ids of one passage; see `pack_passages`."""
+        if self.one_segment:
+            return self.pack_query_ids(title + text, max_length)
+        return self.pack_pair_ids(title, text, max_length)
+
+    def pack_pair_ids(self, first: list[int], second: list[int], max_length: int) -> Packed:
+        """Pack the ids of two segments, such as a query and a passage; see `pack_pairs`."""
         first, second = truncate_pair(first, second, max_length - 3)
         ids = [self.cls_id, *first, self.sep_id, *second, self.sep_id]
         return Packed(ids, [0] * (len(first) + 2) + [1] * (len(second) + 1))

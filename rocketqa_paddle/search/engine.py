@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -12,10 +13,10 @@ from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.data.candidates import Candidates
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
-from rocketqa_paddle.records import Hit, Passages, Queries, Query, Result, Run
+from rocketqa_paddle.records import Hit, Passages, Queries, Result, Run
 from rocketqa_paddle.runtime import device
 from rocketqa_paddle.runtime.storage import read_json, write_json
-from rocketqa_paddle.search import fusion, retrieval
+from rocketqa_paddle.search import fusion
 from rocketqa_paddle.search.folder import IndexFolder
 from rocketqa_paddle.search.fusion import Fusion, check_fusion
 from rocketqa_paddle.search.milvus import MilvusIndex
@@ -42,6 +43,11 @@ def read_depth(folder: str | Path) -> int:
     return depth
 
 
+def find_best(folder: Path) -> Path | None:
+    """Return the folder with a retriever and its index: this one, or the `best` folder in a run folder."""
+    return next((best for best in (folder / "best", folder) if (best / "retriever").is_dir()), None)
+
+
 class PassageIndex(Protocol):
     """What finds passages by vectors: an index folder or a collection of Milvus."""
 
@@ -50,8 +56,63 @@ class PassageIndex(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is found for one query before a re-ranker reads it."""
+
+    query: str
+    hits: Sequence[Hit]
+    """Best first."""
+    inner: Sequence[float]
+    """The retriever's scores of the hits."""
+    passages: Passages
+    """The texts of the hits, perhaps among others."""
+
+    def pairs(self, depth: int) -> list[tuple[str, str, str]]:
+        """The query, title and text of each of the `depth` best, for a re-ranker to read."""
+        best = (self.passages[hit.passage_id] for hit in self.hits[:depth])
+        return [(self.query, passage.title, passage.text) for passage in best]
+
+    def results(self, k: int, scores: np.ndarray) -> list[Result]:
+        """The `k` best, of which the first were re-ranked with these scores, `[depth]` or fewer.
+
+        The deeper ones follow in the order in which they were found, each with 1 less than the one before.
+        """
+        order, depth = np.argsort(-scores, kind="stable"), len(scores)
+        final = [hit.score for hit in self.hits]
+        if depth:
+            lowest = float(scores.min())
+            final = [*scores[order].tolist(), *(lowest - n for n in range(1, len(final) - depth + 1))]
+        places = [*order.tolist(), *range(depth, len(self.hits))]
+        return [
+            Result(
+                rank,
+                score,
+                self.passages[self.hits[place].passage_id],
+                self.inner[place],
+                float(scores[place]) if place < depth else None,
+            )
+            for rank, (place, score) in enumerate(zip(places[:k], final[:k], strict=True), 1)
+        ]
+
+
+def results_of(found: Sequence[Found], k: int, depth: int, scores: np.ndarray) -> list[list[Result]]:
+    """The results of some queries; `scores` are those of `Found.pairs(depth)` of all of them, in a row."""
+    ends = np.cumsum([len(one.hits[:depth]) for one in found])
+    starts = [0, *ends]
+    return [one.results(k, scores[start:end]) for one, start, end in zip(found, starts, ends, strict=False)]
+
+
 class SearchEngine:
-    """Finds passages for queries. Open one with `SearchEngine.open`."""
+    """Finds passages for queries. Open one with `SearchEngine.open`.
+
+    Args:
+        retriever: the model that encodes queries.
+        index: the passages, encoded by the same model.
+        reranker: the model that orders what was found.
+        place: Paddle's name of the device to compute on.
+        depth: passages a query that the re-ranker reads unless a search says otherwise.
+    """
 
     def __init__(
         self,
@@ -61,8 +122,8 @@ class SearchEngine:
         place: str = "cpu",
         depth: int = DEPTH,
     ) -> None:
-        self._retriever, self._index = retriever, index
-        self._reranker, self._place, self.depth = reranker, place, depth
+        self.retriever, self._index = retriever, index
+        self.reranker, self.place, self.depth = reranker, place, depth
 
     @classmethod
     def open(
@@ -97,13 +158,11 @@ class SearchEngine:
         if index and uri:
             raise ValueError(f"two indexes, {index} and {uri}: give one of them")
         checkpoint, depth = Path(checkpoint), DEPTH
-        if (checkpoint / "best" / "retriever").is_dir():
-            checkpoint = checkpoint / "best"
-        if (checkpoint / "retriever").is_dir():
-            index = index or (None if uri else checkpoint / "index")
-            if reranker is None and (checkpoint / "reranker").is_dir():
-                reranker, depth = checkpoint / "reranker", read_depth(checkpoint)
-            checkpoint = checkpoint / "retriever"
+        if best := find_best(checkpoint):
+            index = index or (None if uri else best / "index")
+            if reranker is None and (best / "reranker").is_dir():
+                reranker, depth = best / "reranker", read_depth(best)
+            checkpoint = best / "retriever"
         elif index is None and uri is None:
             convert.find(checkpoint)  # says what is wrong where there is no model at all
             raise ValueError(
@@ -145,22 +204,37 @@ class SearchEngine:
                 the weight does not go with `fuse`, or the index has no BM25.
         """
         texts = check_request(queries, k, depth, fuse, weight)
-        depth = (self.depth if depth is None else depth) if self._reranker else 0
-        named = {str(number): Query(str(number), text) for number, text in enumerate(texts)}
-        with device.using(self._place):
-            vectors = forward.encode_queries(self._retriever, texts)
-            if fuse:
-                found, passages, inner = self._folder().fused(
-                    list(named), vectors, texts, max(k, depth), fuse, weight
-                )
-            else:
-                found, passages = self._index.find(list(named), vectors, max(k, depth))
-                inner = {name: [hit.score for hit in found[name]] for name in named}
-            ordered = found
-            if depth:
-                ordered = retrieval.rerank(self._reranker, found, passages, named, depth, progress=progress)
+        depth = self.depth_of(depth)
+        with device.using(self.place):
+            vectors = forward.encode_queries(self.retriever, texts)
+            found = self.find(texts, vectors, max(k, depth), fuse=fuse, weight=weight)
+            scores = np.zeros(0, np.float32)
+            if pairs := [pair for one in found for pair in one.pairs(depth)]:
+                scores = forward.score_pairs(self.reranker, *zip(*pairs, strict=True), progress=progress)
+        return results_of(found, k, depth, scores)
+
+    def depth_of(self, depth: int | None) -> int:
+        """How many passages a query are re-ranked where a search asks for this depth."""
+        return (self.depth if depth is None else depth) if self.reranker else 0
+
+    def find(
+        self,
+        queries: Sequence[str],
+        vectors: np.ndarray,
+        k: int,
+        *,
+        fuse: Fusion | None = None,
+        weight: float | None = None,
+    ) -> list[Found]:
+        """Find the `k` best passages of queries whose vectors `[queries, hidden]` are known; see `search`."""
+        names = [str(number) for number in range(len(queries))]
+        if fuse:
+            run, passages, inner = self._folder().fused(names, vectors, queries, k, fuse, weight)
+        else:
+            run, passages = self._index.find(names, vectors, k)
+            inner = {name: [hit.score for hit in run[name]] for name in names}
         return [
-            list(_results(found[name], inner[name], ordered[name][:k], passages, depth)) for name in named
+            Found(query, run[name], inner[name], passages) for name, query in zip(names, queries, strict=True)
         ]
 
     def candidates(self, queries: Queries, k: int = fusion.POOL) -> tuple[Candidates, Candidates]:
@@ -170,8 +244,8 @@ class SearchEngine:
             ValueError: the index has no BM25.
         """
         texts = [query.text for query in queries.values()]
-        with device.using(self._place):
-            vectors = forward.encode_queries(self._retriever, texts)
+        with device.using(self.place):
+            vectors = forward.encode_queries(self.retriever, texts)
             return self._folder().both(list(queries), vectors, texts, k)
 
     def _folder(self) -> IndexFolder:
@@ -191,17 +265,3 @@ def check_request(
     if not all(text.strip() for text in texts):
         raise ValueError("an empty query: give some words to search for")
     return texts
-
-
-def _results(
-    found: Sequence[Hit], scores: Sequence[float], ordered: Sequence[Hit], passages: Passages, depth: int
-) -> Iterator[Result]:
-    """Join the hits in their final order with the retriever's scores of what was found.
-
-    The first `depth` of what was found were re-ranked.
-    """
-    before = {hit.passage_id: (hit.rank, score) for hit, score in zip(found, scores, strict=False)}
-    for hit in ordered:
-        rank, score = before[hit.passage_id]
-        reranked = hit.score if rank <= depth else None
-        yield Result(hit.rank, hit.score, passages[hit.passage_id], score, reranked)
