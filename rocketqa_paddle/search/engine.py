@@ -55,6 +55,8 @@ class PassageIndex(Protocol):
         """Find the `k` best passages for query vectors `[queries, hidden]`: the hits, and their texts."""
         ...
 
+    def __len__(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class Found:
@@ -91,6 +93,7 @@ class Found:
                 self.passages[self.hits[place].passage_id],
                 self.inner[place],
                 float(scores[place]) if place < depth else None,
+                place + 1,
             )
             for rank, (place, score) in enumerate(zip(places[:k], final[:k], strict=True), 1)
         ]
@@ -212,6 +215,9 @@ class SearchEngine:
             if pairs := [pair for one in found for pair in one.pairs(depth)]:
                 scores = forward.score_pairs(self.reranker, *zip(*pairs, strict=True), progress=progress)
         return results_of(found, k, depth, scores)
+
+    def __len__(self) -> int:
+        return len(self._index)
 
     def depth_of(self, depth: int | None) -> int:
         """How many passages a query are re-ranked where a search asks for this depth."""

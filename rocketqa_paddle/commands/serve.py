@@ -1,0 +1,70 @@
+"""The command `rocketqa serve`: an HTTP service of the models of a folder."""
+
+from __future__ import annotations
+
+import warnings
+
+from rocketqa_paddle.settings import COLLECTION
+
+
+def serve(
+    checkpoint: str,
+    index: str | None = None,
+    reranker: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    api_key_file: str | None = None,
+    name: str = "",
+    use_cuda: bool = False,
+    uri: str | None = None,
+    collection: str = COLLECTION,
+    max_concurrent_requests: int = 512,
+    max_batch_tokens: int | None = None,
+    max_client_batch_size: int = 2048,
+    payload_limit: int = 2_000_000,
+) -> None:
+    """Serve what a folder has over HTTP: a search engine with its page, a retriever, a re-ranker.
+
+    Args:
+        checkpoint: a run's `best` folder, or a retriever or re-ranker: folder, toolkit's JSON, published name
+        index: index folder; by default the one in the `best` folder
+        reranker: a re-ranker; by default the one in the `best` folder
+        host: address to listen at; the default is for this machine alone
+        port: port to listen at; 0 takes a free one
+        api_key_file: file with a key a line; clients have to send one of them (Authorization: Bearer KEY)
+        name: of the models for clients; by default that of the folder
+        use_cuda: compute on a GPU
+        uri: where Milvus has the index: a file NAME.db, or http://HOST:19530
+        collection: name of the index in Milvus
+        max_concurrent_requests: requests that may wait or be answered at once; more get 429
+        max_batch_tokens: tokens computed together; by default what suits the device
+        max_client_batch_size: texts of one request
+        payload_limit: bytes of one request
+    """
+    try:
+        from rocketqa_paddle.serve import limits, server
+        from rocketqa_paddle.serve.app import make_app
+        from rocketqa_paddle.serve.models import Models
+        from rocketqa_paddle.serve.service import Service
+    except ImportError as error:
+        raise ImportError(
+            f"serve needs some packages: pip install 'rocketqa_paddle[serve]' ({error})"
+        ) from None
+
+    bounds = limits.Limits(
+        max_concurrent_requests, max_batch_tokens, max_client_batch_size, payload_limit=payload_limit
+    )
+    keys = limits.read_keys(api_key_file) if api_key_file else []
+    with server.bind(host, port) as bound:
+        if not (keys or server.is_loopback(host)):
+            warnings.warn(f"whoever reaches {host} can use this service: see --api_key_file", stacklevel=2)
+        models = Models.open(checkpoint, index, reranker, use_cuda, uri=uri, collection=collection, name=name)
+        service = Service(models, bounds)
+        service.warm_up()
+        print(f"{models.name}: {models.told()} at {server.address_of(bound)}", flush=True)
+        try:
+            server.run(make_app(service, keys), bound)
+        except KeyboardInterrupt:  # uvicorn raises the signal again once the requests are answered
+            print("stopped")
+        finally:
+            service.close()

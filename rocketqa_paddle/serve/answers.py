@@ -1,0 +1,48 @@
+"""Answers as JSON, and how routes reach the service."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Depends, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from rocketqa_paddle.serve.service import Service
+
+
+def json_answer(content: Any, status: int = 200) -> Response:
+    """Return content that may hold NumPy arrays as a response."""
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, media_type="application/json")
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+Served = Annotated[Service, Depends(_service)]
+"""The service, as a parameter of a route."""
+
+
+class TEIError(BaseModel):
+    """An error of text-embeddings-inference's endpoints, and of ours."""
+
+    error: str
+    error_type: str
+
+
+TEI_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": TEIError, "description": told}
+    for status, told in {
+        400: "No inputs",
+        401: "No valid key",
+        413: "A body or a batch that is too large",
+        422: "A request that is not as described",
+        424: "Not for this kind of model, or it failed",
+        429: "Too many requests at once",
+        503: "Not healthy",
+    }.items()
+}
+"""What the OpenAPI document says of errors."""

@@ -1,0 +1,90 @@
+"""Our own endpoint: /search, and the page that uses it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import HTMLResponse, Response
+
+from rocketqa_paddle.data.places import NO_TITLE
+from rocketqa_paddle.records import Result
+from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, json_answer
+
+router = APIRouter(tags=["search"], responses=TEI_ERRORS)
+_LARGEST_K = 1000
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class SearchRequest(BaseModel):
+    """Queries to search for."""
+
+    queries: list[str]
+    k: int = Field(5, ge=1, le=_LARGEST_K)
+    """Passages a query."""
+    depth: int | None = Field(None, ge=0, le=_LARGEST_K)
+    """Passages that the re-ranker reads; 0 leaves the order of what was found."""
+    fuse: Literal["rrf", "weighted"] | None = None
+    """Search with BM25 as well, where the index has it."""
+    weight: float | None = Field(None, ge=0, le=1)
+    """The weight of BM25 in a weighted fusion."""
+
+
+class FoundPassage(BaseModel):
+    """A passage, best first."""
+
+    rank: int
+    id: str
+    title: str
+    text: str
+    score: float
+    """The score that orders the passages."""
+    found_rank: int
+    """The rank before the re-ranker read the passage."""
+    retriever_score: float
+    reranker_score: float | None
+
+
+class SearchAnswer(BaseModel):
+    """For every query, the passages that were found."""
+
+    results: list[list[FoundPassage]]
+
+
+@router.post("/search", responses={200: {"model": SearchAnswer}})
+async def search(request: Request, service: Served, asked: SearchRequest) -> Response:
+    """Find passages for queries."""
+    method = "single" if len(asked.queries) == 1 else "batch"
+    results = await service.answer(
+        request,
+        method,
+        lambda: service.search(asked.queries, asked.k, asked.depth, asked.fuse, asked.weight),
+    )
+    return json_answer({"results": [[_shown(result) for result in found] for found in results]})
+
+
+def _shown(result: Result) -> dict[str, object]:
+    passage = result.passage
+    return {
+        "rank": result.rank,
+        "id": passage.id,
+        "title": "" if passage.title == NO_TITLE else passage.title,
+        "text": passage.text,
+        "score": result.score,
+        "retriever_score": result.retriever_score,
+        "found_rank": result.found_rank,
+        "reranker_score": result.reranker_score,
+    }
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    """The search page."""
+    html = files("rocketqa_paddle.serve").joinpath("page.html").read_text(encoding="utf-8")
+    headers = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff"}
+    return HTMLResponse(html, headers=headers)
