@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, Request
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from starlette.responses import Response
 
 from rocketqa_paddle.serve.service import Service
@@ -24,6 +24,19 @@ def _service(request: Request) -> Service:
 
 Served = Annotated[Service, Depends(_service)]
 """The service, as a parameter of a route."""
+
+
+def _unicode(text: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+"""A text of a request."""
 
 
 class TEIError(BaseModel):

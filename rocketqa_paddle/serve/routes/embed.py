@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import Response
 
 from rocketqa_paddle.networks.encoders import Checkpoint
-from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, json_answer
+from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, Text, json_answer
 from rocketqa_paddle.serve.errors import Refused
 from rocketqa_paddle.serve.inputs import Input, Side, Truncation
 
@@ -45,7 +45,7 @@ class Cutting(BaseModel):
 class EmbedRequest(Cutting):
     """Texts to encode, or their token ids."""
 
-    inputs: str | list[str | Ids] | Ids
+    inputs: Text | list[Text | Ids] | Ids
     prompt_name: str | None = None
     """`query` or `document`: the tower that encodes."""
     normalize: bool | None = None
@@ -57,8 +57,8 @@ class EmbedRequest(Cutting):
 class SimilarityInput(BaseModel):
     """A text and others to compare it with."""
 
-    source_sentence: str
-    sentences: list[str]
+    source_sentence: Text
+    sentences: list[Text]
 
 
 class SimilarityParameters(Cutting):
@@ -78,7 +78,7 @@ class SimilarityRequest(BaseModel):
 class TokenizeRequest(BaseModel):
     """Texts to tokenise."""
 
-    inputs: str | list[str]
+    inputs: Text | list[Text]
     add_special_tokens: bool = True
     prompt_name: str | None = None
 

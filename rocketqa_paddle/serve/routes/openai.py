@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from rocketqa_paddle.serve.answers import Served, json_answer
+from rocketqa_paddle.serve.answers import Served, Text, json_answer
 from rocketqa_paddle.serve.errors import Refused
 from rocketqa_paddle.serve.inputs import Side
 from rocketqa_paddle.serve.routes.embed import Ids, as_list, shaped_vectors
@@ -43,7 +43,7 @@ _STARTED = int(time.time())
 class EmbeddingsRequest(BaseModel):
     """Texts to encode, or their token ids."""
 
-    input: str | list[str | Ids] | Ids
+    input: Text | list[Text | Ids] | Ids
     model: str | None = None
     """NAME-query or NAME-passage, as /v1/models lists them."""
     encoding_format: Literal["float", "base64"] = "float"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from scipy.special import expit
 from starlette.responses import Response
 
-from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, json_answer
+from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, Text, json_answer
 from rocketqa_paddle.serve.errors import Refused
 from rocketqa_paddle.serve.inputs import Pair
 from rocketqa_paddle.serve.routes.embed import Cutting
@@ -22,19 +22,19 @@ router = APIRouter(tags=["re-ranking"], responses=TEI_ERRORS)
 class TextDocument(BaseModel):
     """A document with a title."""
 
-    text: str
-    title: str = ""
+    text: Text
+    title: Text = ""
 
 
 class RerankRequest(Cutting):
     """Texts to order by their relevance; `documents` instead of `texts` asks for Cohere's shape."""
 
-    query: str
-    texts: list[str] | None = None
+    query: Text
+    texts: list[Text] | None = None
     raw_scores: bool = False
     """Give logits instead of probabilities."""
     return_text: bool = False
-    documents: list[str | TextDocument] | None = None
+    documents: list[Text | TextDocument] | None = None
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
 
@@ -42,8 +42,8 @@ class RerankRequest(Cutting):
 class CohereRequest(BaseModel):
     """Documents to order by their relevance."""
 
-    query: str
-    documents: list[str | TextDocument]
+    query: Text
+    documents: list[Text | TextDocument]
     model: str | None = None
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
@@ -79,8 +79,8 @@ class PredictRequest(Cutting):
     """One pair, or a list of pairs, each a query and a text."""
 
     inputs: (
-        Annotated[list[str], Field(min_length=2, max_length=2)]
-        | list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+        Annotated[list[Text], Field(min_length=2, max_length=2)]
+        | list[Annotated[list[Text], Field(min_length=2, max_length=2)]]
     )
     raw_scores: bool = False
 

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, Response
 
 from rocketqa_paddle.data.places import NO_TITLE
 from rocketqa_paddle.records import Result
-from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, json_answer
+from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, Text, json_answer
 
 router = APIRouter(tags=["search"], responses=TEI_ERRORS)
 _LARGEST_K = 1000
@@ -24,7 +24,7 @@ _POLICY = (
 class SearchRequest(BaseModel):
     """Queries to search for."""
 
-    queries: list[str]
+    queries: list[Text]
     k: int = Field(5, ge=1, le=_LARGEST_K)
     """Passages a query."""
     depth: int | None = Field(None, ge=0, le=_LARGEST_K)
