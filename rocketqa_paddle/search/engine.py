@@ -43,10 +43,31 @@ def read_depth(folder: str | Path) -> int:
 
 
 class PassageIndex(Protocol):
-    """What finds passages by vectors: an index folder or a collection of Milvus."""
+    """What finds passages by vectors and by BM25: an index folder or a collection of Milvus.
+
+    Without BM25, `fused` and `both` raise a ValueError that says how to build it.
+    """
 
     def find(self, query_ids: Sequence[str], queries: np.ndarray, k: int) -> tuple[Run, Passages]:
         """Find the `k` best passages for query vectors `[queries, hidden]`: the hits, and their texts."""
+        ...
+
+    def fused(
+        self,
+        query_ids: Sequence[str],
+        queries: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        fuse: Fusion,
+        weight: float | None,
+    ) -> tuple[Run, Passages, dict[str, list[float]]]:
+        """Find passages by vectors and by BM25, fused: the hits, their texts and their inner products."""
+        ...
+
+    def both(
+        self, query_ids: Sequence[str], queries: np.ndarray, texts: Sequence[str], k: int
+    ) -> tuple[Candidates, Candidates]:
+        """Find the `k` best passages by vectors, and those by BM25."""
         ...
 
 
@@ -150,7 +171,7 @@ class SearchEngine:
         with device.using(self._place):
             vectors = forward.encode_queries(self._retriever, texts)
             if fuse:
-                found, passages, inner = self._folder().fused(
+                found, passages, inner = self._index.fused(
                     list(named), vectors, texts, max(k, depth), fuse, weight
                 )
             else:
@@ -172,12 +193,7 @@ class SearchEngine:
         texts = [query.text for query in queries.values()]
         with device.using(self._place):
             vectors = forward.encode_queries(self._retriever, texts)
-            return self._folder().both(list(queries), vectors, texts, k)
-
-    def _folder(self) -> IndexFolder:
-        if isinstance(self._index, IndexFolder):
-            return self._index
-        raise ValueError("a fusion with BM25 needs an index folder, and Milvus has none: leave out fuse")
+            return self._index.both(list(queries), vectors, texts, k)
 
 
 def check_request(
