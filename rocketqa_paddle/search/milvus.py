@@ -31,6 +31,7 @@ MOST_HITS = 16384
 """Hits of a query at most, which is the limit of Milvus."""
 
 _NUMBERS = 1 << 21  # numbers of vectors in an answer
+_ROWS = 1024  # rows of an answer with the words alone
 _SPARE = 8  # further hits of a search: the scores of Milvus may differ in their last bits
 
 Found = list[tuple[float, dict[str, Any]]]
@@ -328,8 +329,8 @@ class MilvusIndex:
     def _counted(self) -> Counter[int]:
         """The number of passages that have each word, counted in all passages."""
         counts: Counter[int] = Counter()
-        for first in range(0, self._record.next_row, milvus_connection.BATCH):
-            rows = f"row >= {first} and row < {first + milvus_connection.BATCH}"
+        for first in range(0, self._record.next_row, _ROWS):
+            rows = f"row >= {first} and row < {first + _ROWS}"
             _count(counts, self._client.query(self._name, filter=rows, output_fields=[WORDS]), [])
         return counts
 

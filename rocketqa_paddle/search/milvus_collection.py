@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def read_record(client: MilvusClient, collection: str, place: str) -> Record:
         raise ValueError(f"{place}: its property {PROPERTY} is damaged ({error}); drop it") from None
     if record.format_version not in (1, FORMAT_VERSION):
         raise ValueError(f"{place}: format {record.format_version}, expected {FORMAT_VERSION}: drop it")
-    return record
+    return replace(record, format_version=FORMAT_VERSION)
 
 
 def check_ours(client: MilvusClient, collection: str, place: str, name: str) -> str:

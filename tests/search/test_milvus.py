@@ -271,6 +271,7 @@ def test_changes_of_passages_reach_the_words(uri, name, monkeypatch):
 def test_words_are_right_after_a_change_that_was_stopped(uri, name, monkeypatch, after):
     """Stopped among the passages, and among the counts of the words."""
     monkeypatch.setattr(milvus_connection, "BATCH", 2)
+    monkeypatch.setattr(milvus, "_ROWS", 10)
     index = wordy(uri, name)
     more = {id: Passage(id, "", f"{id} red knows") for id in (*ODD, "p8")}
     added, upsert = vectors(len(more)), pymilvus.MilvusClient.upsert
