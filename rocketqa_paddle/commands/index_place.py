@@ -33,8 +33,8 @@ def place_of(
         if not uri:
             raise ValueError("--engine milvus needs --uri, a file NAME.db or a server, http://HOST:19530")
         exact = {} if settings.is_exact else {"factory": settings.factory}
-        leave_out("--engine milvus", output=output, vectors=vectors != "float32", bm25=bm25, **exact)
-        return Milvus(uri, collection)
+        leave_out("--engine milvus", output=output, vectors=vectors != "float32", **exact)
+        return Milvus(uri, collection, bm25)
     leave_out("--engine faiss", uri=uri, collection=collection != COLLECTION)
     if not output:
         raise ValueError("index needs --output, the folder of the index")
@@ -89,8 +89,8 @@ class Folder:
 class Milvus:
     """A collection of Milvus. What is kept for a command that goes on lies beside the file, or here."""
 
-    def __init__(self, uri: str, collection: str) -> None:
-        self._uri, self._collection = uri, collection
+    def __init__(self, uri: str, collection: str, bm25: bool) -> None:
+        self._uri, self._collection, self._bm25 = uri, collection, bm25
         self.path = Path(collection if "://" in uri else uri)
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Milvus:
 
     def check(self) -> None:
         """Refuse to replace what we did not write, before any work."""
-        from rocketqa_paddle.search.milvus import check_replaceable
+        from rocketqa_paddle.search.milvus_building import check_replaceable
 
         check_replaceable(self._uri, self._collection)
 
@@ -109,7 +109,7 @@ class Milvus:
 
     def check_texts(self, corpus: Corpus, dimension: int) -> None:
         """Refuse passages that are too long."""
-        from rocketqa_paddle.search.milvus import check_lengths
+        from rocketqa_paddle.search.milvus_collection import check_lengths
 
         check_lengths(corpus.rows)
 
@@ -117,10 +117,13 @@ class Milvus:
         """Open the index; `model` is the digest of the one that has to have made it."""
         from rocketqa_paddle.search.milvus import MilvusIndex
 
-        return MilvusIndex(self._uri, self._collection, model)
+        opened = MilvusIndex(self._uri, self._collection, model)
+        if model:  # so passages are to be added
+            opened.need_bm25s("an update of an index with BM25")
+        return opened
 
     def write(self, made: CorpusIndex, corpus: Corpus, model: str) -> None:
         """Write an encoded corpus; `model` is the digest of the retriever."""
-        from rocketqa_paddle.search.milvus import build
+        from rocketqa_paddle.search.milvus_building import build
 
-        build(self._uri, self._collection, model, corpus, made.vectors)
+        build(self._uri, self._collection, model, corpus, made.vectors, bm25=self._bm25)

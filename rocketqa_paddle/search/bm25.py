@@ -103,6 +103,11 @@ class BM25Index:
             raise ValueError(f"{given} do not fit each other")
 
 
+def words(texts: Iterable[str]) -> list[list[str]]:
+    """Return the words of every text as `BM25Index` counts them, without stop words. Needs bm25s."""
+    return _words(texts, return_ids=False)
+
+
 def _words(texts: Iterable[str], **options: bool) -> Any:
     """The words of every text: their numbers and the vocabulary, or with `return_ids=False` the words."""
     import bm25s

@@ -49,13 +49,34 @@ def find_best(folder: Path) -> Path | None:
 
 
 class PassageIndex(Protocol):
-    """What finds passages by vectors: an index folder or a collection of Milvus."""
+    """What finds passages by vectors and by BM25: an index folder or a collection of Milvus.
+
+    Without BM25, `fused` and `both` raise a ValueError that says how to build it.
+    """
 
     def find(self, query_ids: Sequence[str], queries: np.ndarray, k: int) -> tuple[Run, Passages]:
         """Find the `k` best passages for query vectors `[queries, hidden]`: the hits, and their texts."""
         ...
 
     def __len__(self) -> int: ...
+
+    def fused(
+        self,
+        query_ids: Sequence[str],
+        queries: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        fuse: Fusion,
+        weight: float | None,
+    ) -> tuple[Run, Passages, dict[str, list[float]]]:
+        """Find passages by vectors and by BM25, fused: the hits, their texts and their inner products."""
+        ...
+
+    def both(
+        self, query_ids: Sequence[str], queries: np.ndarray, texts: Sequence[str], k: int
+    ) -> tuple[Candidates, Candidates]:
+        """Find the `k` best passages by vectors, and those by BM25."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -235,7 +256,7 @@ class SearchEngine:
         """Find the `k` best passages of queries whose vectors `[queries, hidden]` are known; see `search`."""
         names = [str(number) for number in range(len(queries))]
         if fuse:
-            run, passages, inner = self._folder().fused(names, vectors, queries, k, fuse, weight)
+            run, passages, inner = self._index.fused(names, vectors, queries, k, fuse, weight)
         else:
             run, passages = self._index.find(names, vectors, k)
             inner = {name: [hit.score for hit in run[name]] for name in names}
@@ -252,12 +273,7 @@ class SearchEngine:
         texts = [query.text for query in queries.values()]
         with device.using(self.place):
             vectors = forward.encode_queries(self.retriever, texts)
-            return self._folder().both(list(queries), vectors, texts, k)
-
-    def _folder(self) -> IndexFolder:
-        if isinstance(self._index, IndexFolder):
-            return self._index
-        raise ValueError("a fusion with BM25 needs an index folder, and Milvus has none: leave out fuse")
+            return self._index.both(list(queries), vectors, texts, k)
 
 
 def check_request(

@@ -1,68 +1,41 @@
 """Passages and their vectors in a collection of Milvus, for search engines on more than one machine.
 
-An entity is a passage: its `id`, which is the primary key, its `row`, which orders passages of equal scores,
-its `title` and `text`, and its vector. The field of the vector has the digest of the model in its name, so an
-engine that is open while the collection is replaced never searches the vectors of another model. The property
-`rocketqa` of the collection is a JSON object, see `_Record`.
-
-Source: https://milvus.io/docs. The file of milvus-lite and a server are spoken to alike.
+`milvus_collection` says what a collection is, and `milvus_building` makes one.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from rocketqa_paddle.data.candidates import Candidates, as_hits, no_hits
 from rocketqa_paddle.data.dataset import Corpus
 from rocketqa_paddle.records import Hit, Passage, Passages, Run
+from rocketqa_paddle.search import fusion, milvus_connection
+from rocketqa_paddle.search.fusion import Fusion
 from rocketqa_paddle.search.index import check_model, check_queries
-from rocketqa_paddle.search.milvus_connection import connect, is_file, shown, speaking
+from rocketqa_paddle.search.milvus_collection import FIELDS, METRIC, WORDS, bar, read_record
+from rocketqa_paddle.search.milvus_connection import batches, connect, is_file, one_of, shown, speaking
+from rocketqa_paddle.search.milvus_words import WordCounts, is_words
 from rocketqa_paddle.search.retrieval import to_hits
 from rocketqa_paddle.search.vectors import DType, Vectors
-from rocketqa_paddle.settings import COLLECTION
+from rocketqa_paddle.settings import COLLECTION, need_bm25s
 
-if TYPE_CHECKING:
-    from pymilvus import MilvusClient
-
-FORMAT_VERSION, METRIC = 1, "IP"
-LONGEST = 65535
-"""Bytes of an id, a title and a text at most, and the limit of Milvus."""
 MOST_HITS = 16384
 """Hits of a query at most, which is the limit of Milvus."""
 
-_PROPERTY = "rocketqa"
-_BATCH = 256  # passages of a request: with texts of the greatest length below the 64 MB of a server
 _NUMBERS = 1 << 21  # numbers of vectors in an answer
+_ROWS = 1024  # rows of an answer with the words alone
 _SPARE = 8  # further hits of a search: the scores of Milvus may differ in their last bits
-_FIELDS = ("id", "title", "text")
 
-
-@dataclass(frozen=True)
-class _Record:
-    """What a collection is, as its property says."""
-
-    model: str
-    """The digest of the model."""
-    dimension: int
-    metric: str = METRIC
-    passages: int | None = None
-    """The number of passages; None while they change, and after a stop until the change is made again."""
-    next_row: int = 0
-    """The row of the next new passage."""
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def field(self) -> str:
-        """The name of the field with the vectors."""
-        return f"vector_{self.model}"
+Found = list[tuple[float, dict[str, Any]]]
+"""Entities and their scores, best first."""
 
 
 class MilvusIndex:
@@ -90,21 +63,28 @@ class MilvusIndex:
         self._client, self._name, self.place = connect(uri), collection, f"{shown(uri)}, {collection}"
         with speaking(self.place):
             if not self._client.has_collection(collection):
-                there = ", ".join(sorted(self._client.list_collections())[:10]) or "none"
+                names = [other for other in self._client.list_collections() if not is_words(other)]
+                there = ", ".join(sorted(names)[:10]) or "none"
                 raise FileNotFoundError(
                     f"{self.place}: no such collection (there: {there}); name another, or make it with "
                     "`rocketqa index --engine milvus`"
                 )
-            self._record = _read_record(self._client, collection, self.place)
+            self._record = read_record(self._client, collection, self.place)
             check_model(self.place, self._record.model, model)
             self._check_field()
             self._client.load_collection(collection)
             self._check_count()
+            self._words = WordCounts(self._client, collection)
+            if self._record.has_words and not self._words.is_there():
+                raise ValueError(
+                    f"{self.place}: the counts of its words are missing: build it again with "
+                    "`rocketqa index --engine milvus --bm25 true`"
+                )
 
     def _check_count(self) -> None:
         """Compare the number of passages with the record, unless they are being changed."""
         announced, count = self._record.passages, len(self)
-        changing = _read_record(self._client, self._name, self.place) != self._record
+        changing = read_record(self._client, self._name, self.place) != self._record
         if announced not in (None, count) and not changing:
             raise ValueError(
                 f"{self.place}: {count} passages, but its record says {announced}: something else has "
@@ -138,42 +118,143 @@ class MilvusIndex:
             ValueError: the queries are of another dimension or hold NaN or infinity, or `k` is too large.
             OSError: Milvus does not answer, or the collection is gone or of another model by now.
         """
+        run: dict[str, list[Hit]] = {}
+        passages: dict[str, Passage] = {}
+        for part in self._parts(queries, k):
+            for query_id, found in zip(query_ids[part], self._dense(queries[part], k), strict=True):
+                run[query_id] = to_hits(query_id, ((entity["id"], score) for score, entity in found))
+                passages |= _passages(entity for _, entity in found)
+        return run, passages
+
+    def fused(
+        self,
+        query_ids: Sequence[str],
+        queries: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        fuse: Fusion,
+        weight: float | None,
+    ) -> tuple[Run, Passages, dict[str, list[float]]]:
+        """Find passages for query vectors and by BM25 for their texts, and fuse the two.
+
+        Return the hits, their texts, and the inner product of every hit by the query's id. The fusion is
+        that of an index folder.
+
+        Raises:
+            ValueError: the collection has no BM25; or as in `find`.
+            OSError: as in `find`.
+        """
+        self._need_words()
+        depth = max(k, fusion.POOL)
+        run: dict[str, list[Hit]] = {}
+        passages: dict[str, Passage] = {}
+        inner: dict[str, list[float]] = {}
+        for part in self._parts(queries, depth):
+            dense, lexical, entities = self._sides(queries[part], texts[part], depth)
+            hits = fusion.fuse(dense, lexical, fuse, weight)[:, :k]
+            for query_id, query, best in zip(query_ids[part], queries[part], hits, strict=True):
+                best = best[best["row"] >= 0]
+                found = [entities[row] for row in best["row"].tolist()]
+                scored = zip((entity["id"] for entity in found), best["score"].tolist(), strict=True)
+                run[query_id] = to_hits(query_id, scored)
+                inner[query_id] = self._scores(query, found).tolist()
+                passages |= _passages(found)
+        return run, passages, inner
+
+    def both(
+        self, query_ids: Sequence[str], queries: np.ndarray, texts: Sequence[str], k: int
+    ) -> tuple[Candidates, Candidates]:
+        """Find the `k` best passages for query vectors, and those by BM25 for their texts.
+
+        Raises:
+            ValueError: the collection has no BM25; or as in `find`.
+            OSError: as in `find`.
+        """
+        self._need_words()
+        ids: dict[int, str] = {}
+        blocks = [(no_hits(0, k), no_hits(0, k))]
+        for part in self._parts(queries, k):
+            *sides, entities = self._sides(queries[part], texts[part], k)
+            blocks.append(tuple(sides))
+            ids |= {row: entity["id"] for row, entity in entities.items()}
+        rows = np.array(sorted(ids), np.int64)
+        names = [ids[row] for row in rows.tolist()]
+        dense, lexical = (_renumbered(np.concatenate(hits), rows) for hits in zip(*blocks, strict=True))
+        return Candidates(query_ids, names, dense), Candidates(query_ids, names, lexical)
+
+    def need_bm25s(self, setting: str) -> None:
+        """Refuse a setting that needs the package bm25s for this collection, where it is not installed."""
+        if self._record.has_words:
+            need_bm25s(setting)
+
+    def _need_words(self) -> None:
+        if not self._record.has_words:
+            raise ValueError(
+                f"{self.place} has no BM25: build it with `rocketqa index --engine milvus --bm25 true`"
+            )
+        need_bm25s("a fusion with BM25")
+
+    def _parts(self, queries: np.ndarray, k: int) -> Iterator[slice]:
+        """Check the queries, and yield those of one request after the other."""
         check_queries(queries, self._record.dimension)
         if k + _SPARE > MOST_HITS:
             raise ValueError(f"{k} hits of a query, but Milvus gives at most {MOST_HITS - _SPARE}")
         step = max(1, _NUMBERS // ((k + _SPARE) * self._record.dimension))
-        run: dict[str, list[Hit]] = {}
-        passages: dict[str, Passage] = {}
         for first in range(0, len(queries), step):
-            part = np.ascontiguousarray(queries[first : first + step], dtype=np.float32)
-            for query_id, query, found in zip(query_ids[first:], part, self._search(part, k), strict=False):
-                best = self._best(query, found, k)
-                run[query_id] = to_hits(query_id, ((hit["id"], score) for score, hit in best))
-                passages |= {hit["id"]: Passage(*(hit[name] for name in _FIELDS)) for _, hit in best}
-        return run, passages
+            yield slice(first, first + step)
 
-    def _search(self, queries: np.ndarray, k: int) -> Iterator[list[dict[str, Any]]]:
-        """Yield what Milvus finds for every query: its fields, in no order to rely on."""
+    def _sides(
+        self, queries: np.ndarray, texts: Sequence[str], k: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, dict[str, Any]]]:
+        """What the vectors and BM25 find, as hits `[queries, k]`, and the entities of both by their rows."""
+        sides, entities = [], {}
+        for side in (self._dense(queries, k), self._lexical(texts, k)):
+            hits = no_hits(len(queries), k)
+            for best, found in zip(hits, side, strict=True):
+                rows = [entity["row"] for _, entity in found]
+                best[: len(found)] = as_hits([score for score, _ in found], np.array(rows, np.int64))
+                entities |= {entity["row"]: entity for _, entity in found}
+            sides.append(hits)
+        return *sides, entities
+
+    def _dense(self, queries: np.ndarray, k: int) -> Iterator[Found]:
+        """Yield the best passages of every query vector."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        answers = self._search(self._record.field, list(queries), k)
+        for query, found in zip(queries, answers, strict=True):
+            entities = [entity for _, entity in found]
+            yield _best(zip(self._scores(query, entities).tolist(), entities, strict=True), k)
+
+    def _lexical(self, texts: Sequence[str], k: int) -> Iterator[Found]:
+        """Yield the best passages of every query text by BM25."""
+        with speaking(self.place):
+            vectors = self._words.query_vectors(texts)
+        answers = iter(self._search(WORDS, [vector for vector in vectors if vector], k))
+        for vector in vectors:
+            found = next(answers) if vector else []
+            yield _best(((score, entity) for score, entity in found if score > 0), k)
+
+    def _search(self, field: str, data: list[Any], k: int) -> list[Found]:
+        """What Milvus finds for every query: its scores and entities, in no order to rely on."""
+        if not data:
+            return []
         with speaking(self.place):
             answer = self._client.search(
                 self._name,
-                data=list(queries),
-                anns_field=self._record.field,
+                data=data,
+                anns_field=field,
                 limit=k + _SPARE,
                 search_params={"metric_type": METRIC},
-                output_fields=[*_FIELDS, "row", self._record.field],
+                output_fields=[*FIELDS, "row", self._record.field],
             )
-        for hits in answer:
-            yield [hit["entity"] | {"id": hit["id"]} for hit in hits]
+        return [[(hit["distance"], hit["entity"] | {"id": hit["id"]}) for hit in hits] for hits in answer]
 
-    def _best(self, query: np.ndarray, hits: list[dict[str, Any]], k: int) -> list[tuple[float, dict]]:
-        """The best hits with their scores, in their order."""
-        if not hits:
-            return []
-        vectors = np.array([hit[self._record.field] for hit in hits], np.float32)
-        scores = np.einsum("qd,qkd->qk", query[None], vectors[None])[0]
-        order = np.lexsort(([hit["row"] for hit in hits], -scores))[:k]
-        return [(float(scores[place]), hits[place]) for place in order.tolist()]
+    def _scores(self, query: np.ndarray, entities: Sequence[dict[str, Any]]) -> np.ndarray:
+        """The inner products of a query vector and those of entities."""
+        if not entities:
+            return np.zeros(0, np.float32)
+        vectors = np.array([entity[self._record.field] for entity in entities], np.float32)
+        return np.einsum("qd,qkd->qk", query[None].astype(np.float32), vectors[None])[0]
 
     def update(self, corpus: Corpus, vectors: Vectors) -> int:
         """Add passages and replace those of the same id, which keep their rows; return how many those were.
@@ -185,17 +266,22 @@ class MilvusIndex:
             ValueError: a text is too long for Milvus.
             OSError: Milvus does not answer.
         """
-        row, replaced = self._record.next_row, 0
-        with speaking(self.place), _bar("update", len(corpus)) as bar:
-            self._note(passages=None, next_row=row + len(corpus))
-            for first, block in vectors.blocks(_BATCH):
+        replaced, changes = 0, Counter()
+        with speaking(self.place), bar("update", len(corpus)) as progress, self._changing(changes):
+            row = self._record.next_row
+            self._note(next_row=row + len(corpus))
+            for first, block in vectors.blocks(milvus_connection.BATCH):
                 passages = corpus.rows[first : first + len(block)]
-                known = self._rows_of([passage.id for passage in passages])
-                rows = [known.get(passage.id, row + first + place) for place, passage in enumerate(passages)]
-                self._client.upsert(self._name, _entities(passages, rows, block, self._record))
+                known = self._known([passage.id for passage in passages])
+                rows = [
+                    known[passage.id]["row"] if passage.id in known else row + first + place
+                    for place, passage in enumerate(passages)
+                ]
+                entities = self._record.entities(passages, rows, block)
+                self._client.upsert(self._name, entities)
+                _count(changes, entities, known.values())
                 replaced += len(known)
-                bar.update(len(block))
-            self._note(passages=len(self))
+                progress.update(len(block))
         return replaced
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -205,162 +291,71 @@ class MilvusIndex:
             ValueError: no passage would be left.
             OSError: Milvus does not answer.
         """
-        ids = list(dict.fromkeys(ids))
+        ids, changes = list(dict.fromkeys(ids)), Counter()
         with speaking(self.place):
-            gone = sum(len(self._rows_of(batch)) for batch in _batches(ids))
+            gone = sum(len(self._known(batch)) for batch in batches(ids))
             if gone == len(self):
                 raise ValueError(f"{self.place}: no passage would be left: drop the collection instead")
-            self._note(passages=None)
-            for batch in _batches(ids):
-                self._client.delete(self._name, filter=_one_of(batch))
-            self._note(passages=len(self))
+            with self._changing(changes):
+                for batch in batches(ids):
+                    _count(changes, [], self._known(batch).values())
+                    self._client.delete(self._name, filter=one_of(batch))
         return gone
 
-    def _rows_of(self, ids: list[str]) -> dict[str, int]:
-        """The rows of those ids that there are."""
-        found = self._client.query(self._name, filter=_one_of(ids), output_fields=["id", "row"])
-        return {entity["id"]: entity["row"] for entity in found}
+    def _known(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        """The rows, and the words if there is BM25, of those ids that there are."""
+        fields = ["id", "row", *([WORDS] if self._record.has_words else [])]
+        found = self._client.query(self._name, filter=one_of(ids), output_fields=fields)
+        return {entity["id"]: entity for entity in found}
+
+    @contextmanager
+    def _changing(self, changes: Counter[int]) -> Iterator[None]:
+        """Note that passages change, and afterwards add the changes to the counts of the words.
+
+        If the last change was stopped, all words are counted again.
+        """
+        before, self._record = self._record, read_record(self._client, self._name, self.place)
+        check_model(self.place, self._record.model, before.model)
+        stopped = self._record.passages is None
+        self._note(passages=None)
+        yield
+        if self._record.has_words:
+            if stopped:
+                self._words.replace(self._counted())
+            else:
+                self._words.add(changes)
+        self._note(passages=len(self))
+
+    def _counted(self) -> Counter[int]:
+        """The number of passages that have each word, counted in all passages."""
+        counts: Counter[int] = Counter()
+        for first in range(0, self._record.next_row, _ROWS):
+            rows = f"row >= {first} and row < {first + _ROWS}"
+            _count(counts, self._client.query(self._name, filter=rows, output_fields=[WORDS]), [])
+        return counts
 
     def _note(self, **changes: int | None) -> None:
         self._record = replace(self._record, **changes)
-        self._client.alter_collection_properties(self._name, {_PROPERTY: json.dumps(asdict(self._record))})
+        self._client.alter_collection_properties(self._name, self._record.properties())
 
 
-# Building -----------------------------------------------------------------------------------------
+def _best(found: Iterable[tuple[float, dict[str, Any]]], k: int) -> Found:
+    """The best entities, in their order: of equal scores, the lower row is first."""
+    return sorted(found, key=lambda pair: (-pair[0], pair[1]["row"]))[:k]
 
 
-def check_replaceable(uri: str, collection: str) -> None:
-    """Refuse a place where `build` would replace something that we did not write, before any work.
-
-    Raises:
-        ValueError: says what is there; or another process has the file.
-        OSError: Milvus does not answer.
-    """
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", collection):
-        raise ValueError(
-            f"collection {collection!r}: expected at most 200 letters, digits and _, and no digit at first"
-        )
-    client = connect(uri)
-    with speaking(shown(uri)):
-        for name in (collection, _unfinished(collection)):
-            if client.has_collection(name):
-                _read_record(client, name, f"{shown(uri)}, {name}")
+def _passages(entities: Iterable[dict[str, Any]]) -> dict[str, Passage]:
+    return {entity["id"]: Passage(*(entity[name] for name in FIELDS)) for entity in entities}
 
 
-def check_lengths(passages: Iterable[Passage]) -> None:
-    """Refuse passages that are too long for Milvus.
-
-    Raises:
-        ValueError: names the first one.
-    """
-    for passage in passages:
-        sizes = {name: len(getattr(passage, name).encode()) for name in _FIELDS}
-        if max(sizes.values()) > LONGEST:
-            name = max(sizes, key=sizes.get)
-            raise ValueError(
-                f"passage {passage.id[:80]!r}: its {name} has {sizes[name]} bytes, but Milvus keeps {LONGEST}"
-                ": split it into several passages"
-            )
+def _renumbered(hits: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Hits with the place of each row among sorted rows, which keeps their order; -1 stays."""
+    return as_hits(hits["score"], np.where(hits["row"] < 0, -1, np.searchsorted(rows, hits["row"])))
 
 
-def build(uri: str, collection: str, model: str, corpus: Corpus, vectors: Vectors) -> None:
-    """Write a corpus into a collection, batch by batch, which replaces an older one of ours when it is whole.
-
-    Args:
-        uri: a file of milvus-lite, `NAME.db`, which is made if it is not there, or a server.
-        collection: its name. While it is filled, the name ends in `_rocketqa_new`.
-        model: the digest of the model that made the vectors.
-        corpus: the passages.
-        vectors: their vectors, `[passages, hidden]`.
-
-    Raises:
-        ValueError: see `check_replaceable` and `check_lengths`.
-        OSError: Milvus does not answer.
-    """
-    check_replaceable(uri, collection)
-    client, new = connect(uri), _unfinished(collection)
-    record = _Record(model, vectors.dimension, passages=len(corpus), next_row=len(corpus))
-    with speaking(f"{shown(uri)}, {collection}"):
-        client.drop_collection(new)
-        _create(client, new, record)
-        with _bar("insert", len(corpus)) as bar:
-            for first, block in vectors.blocks(_BATCH):
-                rows = range(first, first + len(block))
-                client.insert(new, _entities(corpus.rows[first : rows.stop], rows, block, record))
-                bar.update(len(block))
-        client.drop_collection(collection)
-        client.rename_collection(new, collection)
-        client.load_collection(collection)
-
-
-def _create(client: MilvusClient, name: str, record: _Record) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=LONGEST)
-    schema.add_field("row", DataType.INT64)
-    schema.add_field("title", DataType.VARCHAR, max_length=LONGEST)
-    schema.add_field("text", DataType.VARCHAR, max_length=LONGEST)
-    schema.add_field(record.field, DataType.FLOAT_VECTOR, dim=record.dimension)
-    index = client.prepare_index_params()
-    index.add_index(record.field, index_name=record.field, index_type="FLAT", metric_type=METRIC)
-    properties = {_PROPERTY: json.dumps(asdict(record))}
-    client.create_collection(
-        name, schema=schema, index_params=index, properties=properties, consistency_level="Strong"
-    )
-
-
-def _entities(
-    passages: Sequence[Passage], rows: Sequence[int], vectors: np.ndarray, record: _Record
-) -> list[dict[str, Any]]:
-    check_lengths(passages)
-    return [
-        {"id": passage.id, "row": row, "title": passage.title, "text": passage.text, record.field: vector}
-        for passage, row, vector in zip(passages, rows, vectors, strict=True)
-    ]
-
-
-def _unfinished(collection: str) -> str:
-    return f"{collection}_rocketqa_new"
-
-
-# Records ------------------------------------------------------------------------------------------
-
-
-def _read_record(client: MilvusClient, collection: str, place: str) -> _Record:
-    """Read what a collection is.
-
-    Raises:
-        ValueError: it is none of ours, or of another version.
-    """
-    properties: Mapping[str, str] = client.describe_collection(collection).get("properties") or {}
-    if _PROPERTY not in properties:
-        raise ValueError(
-            f"{place} is a collection that this project did not write, and stays as it is: give another name "
-            "with --collection"
-        )
-    try:
-        record = _Record(**json.loads(properties[_PROPERTY]))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{place}: its property {_PROPERTY} is damaged ({error}); drop it") from None
-    if record.format_version != FORMAT_VERSION:
-        raise ValueError(f"{place}: format {record.format_version}, expected {FORMAT_VERSION}: drop it")
-    return record
-
-
-# Requests ------------------------------------------------------------------------------------------
-
-
-def _bar(name: str, total: int) -> tqdm:
-    return tqdm(total=total, desc=name, unit=" passages", leave=False)
-
-
-def _batches(ids: Iterable[str]) -> Iterator[list[str]]:
-    ids = iter(ids)
-    while batch := list(islice(ids, _BATCH)):
-        yield batch
-
-
-def _one_of(ids: list[str]) -> str:
-    """The expression for passages of some ids."""
-    return f"id in {json.dumps(ids, ensure_ascii=False)}"
+def _count(counts: Counter[int], added: Iterable[dict[str, Any]], removed: Iterable[dict[str, Any]]) -> None:
+    """Count the passages with each word up by entities that were added, down by those that are gone."""
+    for entity in added:
+        counts.update(list(entity.get(WORDS, ())))
+    for entity in removed:
+        counts.subtract(list(entity.get(WORDS, ())))

@@ -1,16 +1,23 @@
-"""A connection to Milvus: a file of milvus-lite or a server, and errors that say what to do."""
+"""A connection to Milvus: a file of milvus-lite or a server, errors that say what to do, and requests."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient  # which takes half a second
+
+Item = TypeVar("Item")
+
+BATCH = 128
+"""Passages of a request: with texts of the greatest length, and their words, below the 64 MB of a server."""
 
 
 def connect(uri: str) -> MilvusClient:
@@ -98,3 +105,18 @@ def is_file(uri: str) -> bool:
 def shown(uri: str) -> str:
     """Return an address without the password in it."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+# Requests ------------------------------------------------------------------------------------------
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield lists that are short enough for a request."""
+    items = iter(items)
+    while batch := list(islice(items, BATCH)):
+        yield batch
+
+
+def one_of(keys: Sequence[str] | Sequence[int]) -> str:
+    """Return the expression for entities of some primary keys."""
+    return f"id in {json.dumps(keys, ensure_ascii=False)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 
@@ -114,6 +115,41 @@ def test_tune_tells_the_weight_that_measures_best(data, hybrid, tmp_path, capsys
     )
     measured = metrics.evaluate(COLLECTION.splits["dev"].qrels, read_run(output), ["RR@10"])
     assert measured["RR@10"] == pytest.approx(float(means[best]), abs=6e-4)
+
+
+@pytest.fixture(scope="module")
+def hybrid_milvus(best, data, tmp_path_factory):
+    """Flags of a retriever and an index with BM25 in Milvus."""
+    pytest.importorskip("pymilvus", reason="needs the extra milvus")
+    pytest.importorskip("milvus_lite", reason="needs the extra milvus")
+    there = {"uri": tmp_path_factory.mktemp("milvus") / "some.db", "collection": "toy"}
+    files = {"passages": data / "para.txt", "titles": data / "para.title.txt"}
+    run("index", *words(checkpoint=best / "retriever", engine="milvus", **there, **files), "--bm25")
+    return words(checkpoint=best / "retriever", **there)
+
+
+def test_milvus_fuses_and_tunes_as_a_folder_does(data, hybrid, hybrid_milvus, tmp_path, capsys):
+    judged = {"queries": data / "dev.query.txt", "qrels": data / "qrels.dev.tsv"}
+    told, runs = [], []
+    for number, flags in enumerate((hybrid, hybrid_milvus)):
+        capsys.readouterr()
+        run("tune", *flags, *words(**judged))
+        told.append(capsys.readouterr().out)
+        output = tmp_path / str(number)
+        run("search", *flags, *words(queries=judged["queries"], output=output, k=9, fuse="rrf"))
+        runs.append(read_run(output))
+    assert told[0] == told[1]
+    assert runs[0] == runs[1]
+
+
+def test_without_the_package_an_update_in_milvus_is_refused_before_any_work(
+    data, hybrid_milvus, fails, monkeypatch
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bm25s" else find(name))
+    monkeypatch.setattr(retrieval.forward, "encode_parts", None)
+    flags = ["--engine", "milvus", *hybrid_milvus, *words(passages=data / "para.txt"), "--update"]
+    assert "an update of an index with BM25 needs the package bm25s" in fails("index", *flags)
 
 
 def test_a_fusion_that_cannot_be(fails, best, data, hybrid, tmp_path):

@@ -1,4 +1,4 @@
-"""The queue: what is computed together, in which order, and what becomes of jobs that fail or are not wanted."""
+"""The queue: what is computed together, in which order, and what becomes of jobs that fail or are dropped."""
 
 from __future__ import annotations
 
