@@ -79,7 +79,9 @@ class Folder:
         """Open the index; `model` is the digest of the one that has to have made it."""
         from rocketqa_paddle.search.folder import IndexFolder
 
-        return IndexFolder(self.path, model)
+        opened = IndexFolder(self.path, model)
+        opened.need_bm25s("a change of an index with BM25")
+        return opened
 
     def write(self, made: CorpusIndex, corpus: Corpus, model: str) -> None:
         """Write an encoded corpus; `model` is the digest of the retriever."""

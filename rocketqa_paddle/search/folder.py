@@ -86,6 +86,11 @@ class IndexFolder:
         dense, lexical = (Candidates(query_ids, self._index.ids, hits) for hits in sides)
         return dense, lexical
 
+    def need_bm25s(self, setting: str) -> None:
+        """Refuse a setting that needs the package bm25s for this index, where it is not installed."""
+        if (whole(self._folder) / bm25.FOLDER).is_dir():
+            need_bm25s(setting)
+
     def _passages(self, hits: np.ndarray) -> Passages:
         rows = np.unique(hits["row"][hits["row"] >= 0]).tolist()
         return {self._index.ids[row]: self._texts[row] for row in rows}
@@ -123,6 +128,7 @@ class IndexFolder:
 
     def _rewrite(self, rows: np.ndarray, store: Store, passages: Sequence[Passage], vectors: Vectors) -> None:
         """Write the folder again with some rows of what it holds, followed by more passages."""
+        self.need_bm25s("a change of an index with BM25")
         parts = Vectors([*self._index.all.parts, *vectors.parts])
         with replacing(self._folder, CONTENTS) as new:
             with Writer(new) as writer:

@@ -20,6 +20,7 @@ from rocketqa_paddle.data.store import OFFSETS, TEXTS
 from rocketqa_paddle.records import Passage, Query
 from rocketqa_paddle.search import engine, fusion, retrieval
 from rocketqa_paddle.search.bm25 import BM25Index, bm25
+from rocketqa_paddle.search.folder import IndexFolder
 from rocketqa_paddle.search.fusion import fuse
 from rocketqa_paddle.search.index import is_whole
 
@@ -178,6 +179,8 @@ def test_without_the_package_an_index_with_bm25_is_searched_by_the_retriever_alo
     assert alone.search(QUERIES) == opened.search(QUERIES)
     with pytest.raises(ValueError, match="a fusion with BM25 needs the package bm25s: pip install bm25s"):
         alone.search(QUERIES, fuse="rrf")
+    with pytest.raises(ValueError, match="a change of an index with BM25 needs the package bm25s"):
+        IndexFolder(hybrid / "index").delete(["p1"])
 
 
 def test_a_fusion_without_bm25_or_with_that_of_another_index_is_refused(
