@@ -61,10 +61,10 @@ def serve(
         models = Models.open(checkpoint, index, reranker, use_cuda, uri=uri, collection=collection, name=name)
         service = Service(models, bounds)
         service.warm_up()
-        print(f"{models.name}: {models.told()} at {server.address_of(bound)}", flush=True)
+        told = f"{models.name}: {models.told()} at {server.address_of(bound)}"
         try:
-            server.run(make_app(service, keys), bound)
-        except KeyboardInterrupt:  # uvicorn raises the signal again once the requests are answered
+            server.run(make_app(service, keys), bound, ready=lambda: print(told, flush=True))
+        except KeyboardInterrupt:
             print("stopped")
         finally:
             service.close()

@@ -53,6 +53,8 @@ async def _refuse(request: Request, refused: Refused) -> Response:
 async def _refuse_invalid(request: Request, error: RequestValidationError) -> Response:
     """Tell what is wrong with a body, without what it holds."""
     told = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:3]]
+    if "json" not in request.headers.get("content-type", ""):
+        told = ["the body is not said to be JSON: send the header Content-Type: application/json"]
     request.app.state.service.metrics.failed("validation")
     return _answer(request, Refused("Validation", "; ".join(told)[:1000]), error.body)
 

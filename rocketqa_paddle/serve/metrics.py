@@ -32,7 +32,9 @@ class _Counts(Collector):
     """Counters whose names do not end in `_total`, which the client library would add."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Counter[str]] = {name: Counter() for name in _COUNTS}
+        self.values: dict[str, Counter[str]] = {
+            name: Counter({} if label else {"": 0}) for name, (label, _) in _COUNTS.items()
+        }
 
     def collect(self) -> Iterator[UnknownMetricFamily]:
         """Yield the counters as they are now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,8 +16,11 @@ def bind(host: str, port: int) -> socket.socket:
     """Bind a socket, before any model is read; port 0 takes a free one.
 
     Raises:
+        ValueError: there is no such port.
         OSError: the address is taken or none of this machine's.
     """
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"port {port}, expected one from 1 to 65535, or 0 for a free one")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, socket.SOCK_STREAM)
@@ -43,8 +47,11 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: FastAPI, bound: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; then take no more requests, and answer those that are there."""
+def run(app: FastAPI, bound: socket.socket, ready: Callable[[], object]) -> None:
+    """Serve until SIGTERM or Ctrl-C; then take no more requests, and answer those that are there.
+
+    `ready` is called once clients can connect. At the end uvicorn raises the signal again.
+    """
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -52,4 +59,17 @@ def run(app: FastAPI, bound: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    _Server(config, ready).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """Tells when clients can connect."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        self._ready()
