@@ -72,7 +72,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 """The files that commands write, by their `--output`. Commands that write folders check them themselves."""
 _PATHS = (
     *("checkpoint", "index", "reranker", "run", "queries", "passages", "titles", "qrels", "input", "output"),
-    *("baseline", "source", "target", "hits", "uri", "delete", "api_key_file"),
+    *("baseline", "source", "target", "hits", "uri", "delete", "api_key_file", "answers"),
 )
 """The names of parameters that name files and folders."""
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 import jsonargparse
 from jsonargparse import Namespace, set_loader, set_parsing_settings
@@ -48,7 +48,7 @@ class Parser(jsonargparse.ArgumentParser):
         lists = {
             flag
             for action in self._actions
-            if get_origin(getattr(action, "_typehint", None)) is list
+            if _is_list(getattr(action, "_typehint", None))
             for flag in action.option_strings
         }
         written: list[str] = []
@@ -60,6 +60,11 @@ class Parser(jsonargparse.ArgumentParser):
                 word = f"{flag}={json.dumps(as_list(value))}"
             written.append(word)
         return written
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether a type is a list, or a list or something else."""
+    return list in map(get_origin, (hint, *get_args(hint)))
 
 
 def as_list(value: Any) -> Any:

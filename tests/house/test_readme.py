@@ -123,6 +123,8 @@ def demo(tmp_path_factory) -> Path:
     (folder / "dual.train.tsv").write_text("".join(lines))
     (folder / "new.txt").write_text("new-1\tthe red dog\n")
     (folder / "gone.txt").write_text("new-1\n")
+    asked = (folder / "data" / "pydocs" / "test.query.txt").read_text().splitlines()
+    (folder / "test.qa.csv").write_text("".join(f"{line.split(chr(9))[1]}\t['dog']\n" for line in asked))
     if importlib.util.find_spec("milvus_lite"):
         files = {
             "checkpoint": run / "best" / "retriever",
