@@ -58,4 +58,4 @@ def _system(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if {field.name for field in fields(system.settings)} == config.keys():
             settings = system.settings(output="", data=DataSettings(folder=""))
             return system.title, asdict(settings)
-    return "a run", {}
+    return "Run", {}

@@ -126,16 +126,18 @@ class Archive:
 
     def _pieces(self, step: str) -> Iterator[Piece]:
         path = self.folder / step / ledger.RECORD
+        splits = sorted({*self.data.tests, self.data.dev}, key=len, reverse=True)
         records = read_typed(path, dict[str, ledger.Record | None], f"remove {path.parent}")
         for name, record in records.items():
             file = path.with_name(f"{name}{HITS}")
             what, _, rest = name.partition(".")
-            queries = next((q for q in (*self.data.tests, self.data.dev) if f".{name}".endswith(f".{q}")), "")
+            queries = next((split for split in splits if f".{rest}".endswith(f".{split}")), "")
             if not record or not queries or what not in ("hits", "reranked") or not file.is_file():
                 continue
             kind = Model.RETRIEVER if what == "hits" else Model.RERANKER
             over = step if what == "hits" else rest.removesuffix(f".{queries}")
-            depth = record["made_of"].get("depth") or self.evaluation.depth
+            depth = record["made_of"].get("depth")
+            depth = depth if isinstance(depth, int) else self.evaluation.depth
             yield Piece(step, kind, over, queries, depth, file)
 
     def find(self, step: str, queries: str, reranked_by: str | None = None) -> Piece | None:

@@ -1,6 +1,6 @@
 """Event files: the numbers of a run's log, for TensorBoard or VisualDL to draw while the run is at work."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -59,7 +59,7 @@ class EventFiles:
 
     def __init__(self, folder: Path, viewer: Viewer) -> None:
         self.folder, self.viewer = folder, viewer
-        self._write: Callable[[Iterable[Scalar]], None] = lambda scalars: None
+        self._writer: _TensorBoard | _VisualDL | None = None
 
     def rewrite(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write the file anew.
@@ -67,48 +67,59 @@ class EventFiles:
         Raises:
             ValueError: the folder holds something that we did not write.
         """
+        if self._writer:
+            self._writer.close()
         remove(self.folder, CONTENTS)
         self.folder.mkdir(parents=True)
         write_json(self.folder / MARKER, {"viewer": self.viewer, "written_from": "metrics.jsonl"})
-        self._scalars, self._write = Scalars(), _WRITERS[self.viewer](self.folder)
-        self._write(scalar for line in lines for scalar in self._scalars.of(line))
+        self._scalars, self._writer = Scalars(), _WRITERS[self.viewer](self.folder)
+        self._writer.write(scalar for line in lines for scalar in self._scalars.of(line))
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line that the log has got. It is on the disk at once."""
-        self._write(self._scalars.of(line))
+        """Add a line that the log has got, to files that were begun. It is on the disk at once."""
+        assert self._writer, "not begun"
+        self._writer.write(self._scalars.of(line))
 
 
-def _tensorboard(folder: Path) -> Callable[[Iterable[Scalar]], None]:
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
+class _TensorBoard:
+    """Writes an event file in this thread; tensorboardX's `SummaryWriter` has a thread, and renames tags."""
 
-    # The package's `SummaryWriter` writes in a thread of its own, and replaces spaces and `@` in names.
-    file = EventsWriter(str(folder / "events"))
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
 
-    def write(scalars: Iterable[Scalar]) -> None:
+        self._file = EventsWriter(str(folder / "events"))
+
+    def write(self, scalars: Iterable[Scalar]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         for tag, value, step, time in scalars:
             summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-            file.write_event(Event(wall_time=time, step=step, summary=summary))
-        file.flush()
+            self._file.write_event(Event(wall_time=time, step=step, summary=summary))
+        self._file.flush()
 
-    return write
+    def close(self) -> None:
+        self._file.close()
 
 
-def _visualdl(folder: Path) -> Callable[[Iterable[Scalar]], None]:
-    from visualdl import LogWriter
+class _VisualDL:
+    """Writes a log of VisualDL, which shows one file a folder."""
 
-    log = LogWriter(str(folder), file_name="vdlrecords.log")
+    def __init__(self, folder: Path) -> None:
+        from visualdl import LogWriter
 
-    def write(scalars: Iterable[Scalar]) -> None:
+        self._log = LogWriter(str(folder), file_name="vdlrecords.log")
+
+    def write(self, scalars: Iterable[Scalar]) -> None:
         for tag, value, step, time in scalars:
-            log.add_scalar(tag, value, step, walltime=round(1000 * time))
-        log.flush()
+            self._log.add_scalar(tag, value, step, walltime=round(1000 * time))
+        self._log.flush()
 
-    return write
+    def close(self) -> None:
+        self._log.close()
 
 
-_WRITERS: dict[Viewer, Callable[[Path], Callable[[Iterable[Scalar]], None]]] = {
-    "tensorboard": _tensorboard,
-    "visualdl": _visualdl,
+_WRITERS: dict[Viewer, type[_TensorBoard] | type[_VisualDL]] = {
+    "tensorboard": _TensorBoard,
+    "visualdl": _VisualDL,
 }

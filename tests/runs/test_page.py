@@ -149,6 +149,17 @@ def test_queries_are_compared_with_the_baseline_that_is_asked_for(run):
     assert "the baseline: choose another (--baseline)." in read(run / "same.html").text
 
 
+def test_a_reranker_in_best_is_what_is_compared(run):
+    """The toy's re-rankers never help; here the record says that one does."""
+    [path, *_] = sorted(run.glob(f"*/reranked.{best_step(run)}.test.npy"))
+    kept = json.loads((run / "best" / "steps.json").read_text())
+    kept["reranker"] = {**kept["retriever"], "step": path.parent.name}
+    (run / "best" / "steps.json").write_text(json.dumps(kept))
+    report(run)
+    name = f"re-ranker of {path.parent.name} over {best_step(run)} against"
+    assert name in read(run / "report.html").text
+
+
 def test_only_the_passages_that_are_shown_are_read(run, monkeypatch):
     rows: set[int] = set()
     texts = type(Store(run / "corpus").rows)
