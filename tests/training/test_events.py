@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import struct
 from collections import defaultdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import running
 import yaml
+from kills import killed_at
 
 from rocketqa_paddle import settings
 from rocketqa_paddle.runs.folder import HEAD
@@ -119,6 +121,24 @@ def test_a_run_that_is_stopped_and_goes_on_has_one_curve(data, tmp_path, viewer)
     [joint] = [tag for tag in before if tag.startswith("round-001") and tag.endswith("/loss")]
     assert [step for step, _ in found[joint]] == [1, 2, 3, 4]
     assert len(before[joint]) < 4
+
+
+def test_a_death_at_any_moment_leaves_a_folder_that_is_made_anew(tmp_path):
+    pytest.importorskip("tensorboardX")
+    log, folder = MetricsLog(tmp_path / "metrics.jsonl"), tmp_path / "tensorboard"
+    log.write(stage="one", step=1, loss=0.5)
+
+    def go_on() -> None:
+        MetricsLog(log.path).mirror(EventFiles(folder, "tensorboard"))
+
+    for change in itertools.count():
+        died = killed_at(change, go_on)
+        go_on()
+        assert read_tensorboard(folder) == {"one/loss": [(1, 0.5)]}
+        assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
+        if not died:
+            break
+    assert change > 3
 
 
 def test_a_folder_in_the_place_of_the_event_files_is_told_before_any_work(data, tmp_path):
