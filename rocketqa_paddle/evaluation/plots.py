@@ -5,23 +5,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rocketqa_paddle.evaluation import curves
+from rocketqa_paddle.evaluation.curves import Row
 
-def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+
+def plot_curves(rows: Sequence[Row], path: str | Path) -> None:
     """Plot the losses of all trainings and the dev measures of all steps from the rows of `metrics.jsonl`."""
     with _pictures(path, 2) as (losses, dev):
-        _plot_losses(losses, [row for row in rows if "loss" in row])
+        _plot_losses(losses, rows)
         _plot_dev(dev, rows)
 
 
 def plot_comparison(
-    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], measure: str, path: str | Path
+    models: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], measure: str, path: str | Path
 ) -> None:
     """Plot a measure of several systems over their optimizer steps, with one picture a model.
 
-    `curves` has, by model and system, points of (optimizer steps, measure on dev).
+    `models` has, by model and system, points of (optimizer steps, measure on dev).
     """
-    with _pictures(path, len(curves)) as pictures:
-        for axes, (model, systems) in zip(pictures, curves.items(), strict=True):
+    with _pictures(path, len(models)) as pictures:
+        for axes, (model, systems) in zip(pictures, models.items(), strict=True):
             for system, points in systems.items():
                 axes.plot(*zip(*points, strict=True), marker="o", label=system)
             axes.set(title=f"Dev queries: {model}", xlabel="steps after the warm-up", ylabel=measure)
@@ -42,26 +45,23 @@ def _pictures(path: str | Path, count: int) -> Iterator[Sequence[Any]]:
     pyplot.close(figure)
 
 
-def _plot_losses(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _plot_losses(axes: Any, rows: Sequence[Row]) -> None:
     """Draw one line for each training, which begins where the one before ended."""
-    offset = 0
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        points = [(row["step"] + offset, row["loss"]) for row in rows if row["stage"] == stage]
-        axes.plot(*zip(*points, strict=True), label=stage)
-        offset = points[-1][0]
+    offset, losses = 0, curves.of_trainings(rows, "loss")
+    for stage, points in losses.items():
+        axes.plot(*zip(*((offset + step, loss) for step, loss in points), strict=True), label=stage)
+        offset += points[-1][0]
     axes.set(xlabel="step", ylabel="loss", title="Training")
-    if rows:
+    if losses:
         axes.legend()
 
 
-def _plot_dev(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _plot_dev(axes: Any, rows: Sequence[Row]) -> None:
     """Draw one line for each measure over the steps of the run."""
-    keys = sorted({key for row in rows for key in row if key.startswith("dev/")})
-    stages = list(dict.fromkeys(row["stage"] for row in rows if any(key in row for key in keys)))
-    for key in keys:
-        points = {stages.index(row["stage"]): row[key] for row in rows if key in row}
-        axes.plot(list(points), list(points.values()), marker="o", label=key.removeprefix("dev/"))
-    axes.set(title="Dev queries", ylabel="measure", xticks=range(len(stages)), xticklabels=stages)
+    steps, measures = curves.of_dev(rows)
+    for name, points in measures.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(title="Dev queries", ylabel="measure", xticks=range(len(steps)), xticklabels=steps)
     axes.tick_params(axis="x", rotation=20)
-    if keys:
+    if measures:
         axes.legend()

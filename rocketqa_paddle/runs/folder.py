@@ -43,7 +43,9 @@ def check(folder: Path, settings: RunSettings) -> None:
         before = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{error}: remove this file, and the run goes on") from None
-    if differ := before.keys() ^ dataclasses.asdict(settings).keys():
+    names = {field.name for field in dataclasses.fields(settings)}
+    shared = {field.name for field in dataclasses.fields(RunSettings)}  # with defaults, if they are new
+    if differ := (before.keys() - names) | (names - shared - before.keys()):
         raise ValueError(
             f"{path}: a run of another system, or version, began this folder (it differs in "
             f"{', '.join(sorted(map(str, differ)))}): choose another --output"

@@ -114,6 +114,7 @@ class Run(Searches):
 
     def _enter_row(self, begins_with: Mapping[Model, ModelHandle], dealt: int) -> None:
         self._begins_with, self._dealt, self._step = begins_with, dealt, ""
+        self.open_log()
         self.measured = Measured(self)
         if not self.dry:
             self.measured.best.discard_others([*self.plan.kept_models(), self.initial_retriever()])

@@ -12,7 +12,8 @@ from rocketqa_paddle.runs.plan import Plan
 from rocketqa_paddle.runs.selection import ALL, Selection
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.settings import RunSettings
-from rocketqa_paddle.training.log import MetricsLog
+from rocketqa_paddle.training import events
+from rocketqa_paddle.training.log import LOG, MetricsLog
 
 FEWEST_DEV = 30
 """Queries of dev that can tell a weak model from chance."""
@@ -73,10 +74,20 @@ class Walk:
         """Where the reports and `best/` of the system go."""
         return self.folder / self.row
 
-    @property
-    def log(self) -> MetricsLog:
-        """Losses and measures of the system."""
-        return MetricsLog(self.place / "metrics.jsonl")
+    def open_log(self) -> None:
+        """Open the log of losses and measures of the system, and the event files that the settings ask for.
+
+        Raises:
+            ValueError: the folder of the event files holds something that we did not write.
+        """
+        self.log, viewer = MetricsLog(self.place / LOG), self.settings.log
+        if viewer == "none":
+            return
+        folder = self.place / viewer
+        if self.dry:
+            events.CONTENTS.check(folder)
+        else:
+            self.log.mirror(events.EventFiles(folder, viewer))
 
     def step(self, name: str) -> str:
         """The full name of a step."""

@@ -1,4 +1,4 @@
-"""The log of a run: a file of losses and measures, one JSON object a line."""
+"""The log of a run: a file of losses and measures, one JSON object a line, and event files that mirror it."""
 
 import json
 import math
@@ -10,8 +10,10 @@ from typing import Any, TypedDict
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import write_text
 from rocketqa_paddle.runtime.typed import parse_typed, typed
+from rocketqa_paddle.training.events import EventFiles
 
 Line = dict[str, Any]
+LOG = "metrics.jsonl"
 
 
 class _Always(TypedDict):
@@ -32,6 +34,17 @@ class MetricsLog:
 
     def __init__(self, path: str | Path, **always: Any) -> None:
         self.path, self.always = Path(path), always
+        self._events: EventFiles | None = None
+
+    def mirror(self, events: EventFiles) -> None:
+        """Keep event files that say what the log says: the lines that it has, and those that will come.
+
+        Raises:
+            ValueError: a line is none of ours, or the folder of the event files holds anything else.
+        """
+        if distributed.is_main():
+            self._events = events
+            events.rewrite(self.read())
 
     def write(self, **values: Any) -> None:
         """Add a line with the time and some values. NaN and infinity are written as null."""
@@ -40,8 +53,11 @@ class MetricsLog:
         if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
             self._rewrite(self.read())
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        line = {"time": round(time.time(), 1), **self.always, **finite}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 1), **self.always, **finite}) + "\n")
+            file.write(json.dumps(line) + "\n")
+        if self._events:
+            self._events.add(line)
 
     def read(self) -> list[Line]:
         """Read all lines; a last one that a crash cut off is left out.
@@ -87,3 +103,5 @@ class MetricsLog:
 
     def _rewrite(self, lines: Sequence[Line]) -> None:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        if self._events:
+            self._events.rewrite(lines)

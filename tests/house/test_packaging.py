@@ -52,6 +52,16 @@ def test_the_core_asks_for_no_paddle(wheel):
     needs = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     core = {need for need in needs if "extra ==" not in need}
     assert not [need for need in core if "paddle" in need or "faiss" in need]
-    assert {"cpu", "gpu", "onnx", "milvus", "paddlenlp", "demo", "dev", "report"} == {
-        line.removeprefix("Provides-Extra: ") for line in lines if line.startswith("Provides-Extra: ")
-    }
+    assert {
+        "cpu",
+        "gpu",
+        "onnx",
+        "milvus",
+        "serve",
+        "paddlenlp",
+        "demo",
+        "dev",
+        "report",
+        "tensorboard",
+        "visualdl",
+    } == {line.removeprefix("Provides-Extra: ") for line in lines if line.startswith("Provides-Extra: ")}

@@ -105,7 +105,7 @@ def demo(tmp_path_factory) -> Path:
         toy.write_best(folder / best)
     run = folder / "runs" / "pydocs"
     shutil.copytree(run / "best" / "reranker", run / "round-001" / "reranker")
-    (run / "config.yaml").write_text("data: {folder: data/pydocs}\n")
+    (run / "config.yaml").write_text("output: runs/pydocs\ndata: {folder: data/pydocs}\nevaluation: {}\n")
     shutil.copytree(run / "best" / "index", run / "corpus")
     hits = gathered({"q1": [Hit("q1", "p1", 1, 0.5)]}).hits
     write_hits(run / "warm-up" / "hits.train.round-001.npy", ["q1"], 1, [hits])
@@ -181,7 +181,9 @@ def test_commands_parse(words, monkeypatch, tmp_path_factory):
         subprocess.run([sys.executable, *words[1:], "--help"], check=True, stdout=subprocess.DEVNULL)
         return
     if arguments is None:
-        assert words[0] in {"make", "pip", "git", "cd", *SCRIPTS}, f"no test knows {words[0]!r}"
+        assert words[0] in {"make", "pip", "git", "cd", "tensorboard", *SCRIPTS}, (
+            f"no test knows {words[0]!r}"
+        )
         if words[0] == "make":
             targets = re.findall(r"^([\w-]+):", (toy.ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert set(words[1:]) <= set(targets)

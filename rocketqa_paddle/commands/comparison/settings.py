@@ -18,7 +18,7 @@ from rocketqa_paddle.systems import SYSTEMS
 
 WARM_UP = "warm-up"
 """What a comparison calls the models that all systems begin with."""
-_TAKEN = (WARM_UP, "initial", "best", "last", "vocabulary")  # folders of the comparison's own
+_TAKEN = (WARM_UP, "initial", "best", "last", "vocabulary", "tensorboard", "visualdl")  # folders of its own
 
 
 @dataclass(frozen=True)
