@@ -18,6 +18,7 @@ from rocketqa_paddle.training import trainer
 CONFIG, VOCABULARY, CORPUS, VECTORS = "config.yaml", "vocabulary", "corpus", "vectors"
 HEAD = "# The settings of the run in this folder, which writes them anew whenever it goes on."
 """The first line of `config.yaml`."""
+_ADDED = {"index"}  # sections of settings that a run which was begun before does not have
 
 
 def check(folder: Path, settings: RunSettings) -> None:
@@ -43,7 +44,7 @@ def check(folder: Path, settings: RunSettings) -> None:
         before = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{error}: remove this file, and the run goes on") from None
-    if differ := before.keys() ^ dataclasses.asdict(settings).keys():
+    if differ := before.keys() ^ (dataclasses.asdict(settings).keys() - (_ADDED - before.keys())):
         raise ValueError(
             f"{path}: a run of another system, or version, began this folder (it differs in "
             f"{', '.join(sorted(map(str, differ)))}): choose another --output"

@@ -143,12 +143,32 @@ def test_an_index_that_cannot_learn_from_so_few_vectors_is_refused(vectors: np.n
 
 
 def test_more_lists_than_passages_are_told_before_any_vector() -> None:
-    for factory in ("IVF64,Flat", "OPQ4,IVF64,PQ4", "PCA4,IVF64,Flat"):
+    for factory in ("IVF64,Flat", "IVF64,PQ4x4", "PCA4,IVF64,Flat", "IVF64,Flat,RFlat"):
         with pytest.raises(ValueError, match="such an index of 63 vectors of 8 dimensions .it has 64 lists"):
             index_file.check_size(IndexSettings(factory), 8, 63)
         index_file.check_size(IndexSettings(factory), 8, 64)
     for factory in ("Flat", "HNSW8", "SQfp16"):
         index_file.check_size(IndexSettings(factory), 8, 1)
+
+
+def test_fewer_passages_than_a_quantiser_has_centroids_are_told_before_any_vector() -> None:
+    """Of one passage less, faiss makes none either."""
+    for factory, least in {
+        "PQ4": 256,
+        "PQ4x4": 16,
+        "PQ4x4fs": 16,
+        "IVF8,PQ4": 256,
+        "OPQ4,IVF8,PQ4x4": 256,
+        "HNSW8_PQ4": 256,
+        "IVF8,PQ4x4fs,Refine(PQ4)": 256,
+    }.items():
+        settings, made = IndexSettings(factory), np.random.default_rng(0).standard_normal((least, 8))
+        with pytest.raises(ValueError, match=f"{least - 1} vectors .*Q has {least} centroids"):
+            index_file.check_size(settings, 8, least - 1)
+        with pytest.raises(ValueError, match="cannot make such an index"):
+            VectorIndex(made[1:], range(least - 1), settings=settings)
+        index_file.check_size(settings, 8, least)
+        VectorIndex(made, range(least), settings=settings)
 
 
 def test_parameters_without_an_approximate_index_are_refused() -> None:
