@@ -279,9 +279,7 @@ def check_model(place: object, made_by: object, model: str | None) -> None:
         )
 
 
-def is_whole(
-    folder: str | Path, settings: IndexSettings | None = None, *, with_bm25: bool = False
-) -> bool:
+def is_whole(folder: str | Path, settings: IndexSettings | None = None, *, with_bm25: bool = False) -> bool:
     """Tell whether an index folder and the texts in it are as they were written.
 
     It also has to be of the kind that `settings` name, if they are given, and have a `BM25Index` if that is
