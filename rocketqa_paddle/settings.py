@@ -352,7 +352,8 @@ class EvaluationSettings(Settings):
     init: bool = True
     """Measure the initial checkpoint as well, which takes one more pass over the corpus."""
     bm25: bool = False
-    """Add BM25 as a yardstick, alone and fused with the best retriever (needs the package bm25s)."""
+    """Add BM25 as a yardstick, alone and fused with the best retriever, and to the index in `best/`, for
+    searches that fuse the two (needs the package bm25s)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -376,6 +377,9 @@ class RunSettings(Settings):
     """The dual encoder."""
     reranker: RerankerSettings = field(default_factory=RerankerSettings)
     """The cross encoder."""
+    index: IndexSettings = field(default_factory=IndexSettings)
+    """How the run searches with its retrievers, and the index in `best/`. Of several processes, each searches
+    its own part of the corpus."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """Measures on dev and test."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -1,16 +1,20 @@
 """The command `rocketqa mine`: training groups made from files, without a run of a system."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rocketqa_paddle.data.groups import GroupLayout, check_group_file, check_texts, write_groups
 from rocketqa_paddle.data.places import shown
 from rocketqa_paddle.data.qrels import load_qrels
-from rocketqa_paddle.data.runs import first_hits, read_run, with_positives
+from rocketqa_paddle.data.runs import read_run
 from rocketqa_paddle.data.texts import load_queries
 from rocketqa_paddle.records import Passages, Qrels, Queries, Query, Run, positives
 from rocketqa_paddle.runtime.device import select_device
 from rocketqa_paddle.settings import at_least, check_thresholds
+
+if TYPE_CHECKING:  # these import Paddle, or NumPy
+    from rocketqa_paddle.data.candidates import Candidates
+    from rocketqa_paddle.data.store import Store
 
 Policy = Literal["random", "hard", "denoised", "pseudo"]
 JUDGED: tuple[Policy, ...] = ("denoised", "pseudo")
@@ -107,8 +111,8 @@ def mine(
     scores: Run = {}
     if report or policy in JUDGED:
         select_device(use_cuda)
-        candidates = _best(hits, scored) if reranker else hits
-        scores = _score(reranker, candidates, miner, texts, batch_size) if reranker else hits
+        candidates = _best(hits, scored, corpus) if reranker else hits
+        scores = _score(reranker, candidates, labels, corpus, texts, batch_size) if reranker else hits
         judged = without_false_negatives(scores, texts, labels, corpus) if drop_false_negatives else scores
         if calibrate:
             miner.calibration = _calibrate(judged, labels, seed)
@@ -171,25 +175,26 @@ def _choose_queries(policy: Policy, queries: Queries, labels: Qrels, hits: Run) 
     return chosen
 
 
-def _best(hits: Run, count: int) -> Run:
-    """Return the `count` best hits of every query, and print where there are fewer."""
+def _best(hits: Run, count: int, corpus: "Store") -> "Candidates":
+    """Return the `count` best hits of every query as candidates, and print where there are fewer."""
+    from rocketqa_paddle.data.candidates import gathered
+
     if short := sum(len(found) < count for found in hits.values()):
         print(f"the run has fewer than {count} hits for {short} of {len(hits)} queries")
-    return first_hits(hits, count)
+    return gathered(hits, corpus).first(count)
 
 
-def _score(reranker: str, candidates: Run, miner: Any, queries: Queries, batch_size: int) -> Run:
+def _score(
+    reranker: str, candidates: "Candidates", labels: Qrels, corpus: "Store", queries: Queries, batch_size: int
+) -> Run:
     """Score the candidates and the labelled positives by the re-ranker."""
     from rocketqa_paddle.checkpoints import convert
     from rocketqa_paddle.networks.encoders import CROSS
     from rocketqa_paddle.search import retrieval
 
     model = convert.read(reranker, kind=CROSS)
-    wanted = with_positives(candidates, miner.qrels, candidates)
-    depth = max(map(len, wanted.values()), default=0)
-    return retrieval.rerank(
-        model, wanted, miner.passages, queries, depth, batch_size=batch_size, progress="score"
-    )
+    wanted, options = candidates.with_positives(labels, corpus.row_of), {"batch_size": batch_size}
+    return retrieval.rerank(model, wanted, corpus, queries, wanted.depth, progress="score", **options)
 
 
 def _calibrate(scores: Run, labels: Qrels, seed: int) -> Any:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from rocketqa_paddle.data.places import shown
-from rocketqa_paddle.data.runs import check_run_ids, first_hits, read_run, write_run
+from rocketqa_paddle.data.runs import check_run_ids, read_run, write_run
 from rocketqa_paddle.data.texts import load_passages, load_queries
 from rocketqa_paddle.runtime.device import select
 from rocketqa_paddle.settings import at_least
@@ -43,7 +43,7 @@ def rerank(
     from rocketqa_paddle.search import retrieval
 
     at_least(1, depth=depth, batch_size=batch_size)
-    hits = first_hits(read_run(run), depth)
+    hits = {query_id: found[:depth] for query_id, found in read_run(run).items()}
     if not hits:
         raise ValueError(f"{run}: empty file, expected a run")
     found = {hit.passage_id for query_hits in hits.values() for hit in query_hits}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rocketqa_paddle.data.runs import HITS
+from rocketqa_paddle.data.store import Store
 from rocketqa_paddle.records import Hit, Qrels, Run, positives
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import array_writer, atomic, map_array, write_text
@@ -159,12 +160,13 @@ class Filtered(Mapping[str, list[Hit]]):
         return self._function(query_id, self._run[query_id])
 
 
-def gathered(run: Run) -> Candidates:
-    """A run as candidates, with a list of its own of the passages that it has."""
+def gathered(run: Run, store: Store | None = None) -> Candidates:
+    """A run as candidates, by the rows of a store, or else of a list of the passages that the run has."""
     if isinstance(run, Candidates):
         return run
     rows: dict[str, int] = {}
+    row_of = store.row_of if store is not None else lambda id: rows.setdefault(id, len(rows))
     hits = no_hits(len(run), max(map(len, run.values()), default=0))
     for place, found in enumerate(run.values()):
-        hits[place, : len(found)] = [(rows.setdefault(hit.passage_id, len(rows)), hit.score) for hit in found]
-    return Candidates(list(run), list(rows), hits)
+        hits[place, : len(found)] = [(row_of(hit.passage_id), hit.score) for hit in found]
+    return Candidates(list(run), store.ids if store is not None else list(rows), hits)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from rocketqa_paddle.data.places import FilePath, FormatError, id_problem, shown
 from rocketqa_paddle.data.tables import Columns, plain, table, write_lines
-from rocketqa_paddle.records import Hit, Qrels, Run, positives
+from rocketqa_paddle.records import Hit, Run
 
 RunFormat = Literal["tsv", "trec"]
 
@@ -96,19 +96,3 @@ def _lines(path: FilePath, run: Run, format: RunFormat, tag: str) -> Iterator[tu
             row = [query_id, hit.passage_id, str(hit.rank), repr(float(hit.score))]
             line = "\t".join(row) if format == "tsv" else " ".join((query_id, "Q0", *row[1:], tag))
             yield f"id {shown(query_id)}", line
-
-
-def first_hits(run: Run, count: int | None) -> dict[str, list[Hit]]:
-    """Return the first hits of every query."""
-    return {query_id: hits[:count] for query_id, hits in run.items()}
-
-
-def with_positives(run: Run, qrels: Qrels, queries: Iterable[str]) -> dict[str, list[Hit]]:
-    """Return the hits of some queries, then the positives that the run lacks, scored minus infinity."""
-    complete = {}
-    for query_id in queries:
-        hits = complete[query_id] = list(run.get(query_id, []))
-        found = {hit.passage_id for hit in hits}
-        lacking = [id for id in positives(qrels, query_id) if id not in found]
-        hits += [Hit(query_id, id, rank, -math.inf) for rank, id in enumerate(lacking, len(hits) + 1)]
-    return complete

@@ -15,6 +15,7 @@ from rocketqa_paddle.runtime.storage import write_json
 from rocketqa_paddle.runtime.typed import read_typed
 from rocketqa_paddle.search import engine, index
 from rocketqa_paddle.search.retrieval import CorpusIndex
+from rocketqa_paddle.settings import RunSettings
 
 RECORD, INDEX = "steps.json", "index"
 _PARTS: dict[str, Contents] = {
@@ -34,12 +35,15 @@ class Kept(TypedDict):
 class Best:
     """What the folder `best/` has, and which step of the run folder it came from (`best/steps.json`).
 
+    The settings say which kind of index it has, and whether with BM25.
+
     Raises:
         ValueError: the folder holds something that we did not write, where a model or the index goes.
     """
 
-    def __init__(self, run: Path, folder: Path) -> None:
+    def __init__(self, run: Path, folder: Path, settings: RunSettings) -> None:
         self.run, self.folder, path = run, folder, folder / RECORD
+        self._kind, self._bm25 = settings.index, settings.evaluation.bm25
         for part, contents in _PARTS.items():
             contents.check(folder / part)
         remedy = f"remove {path}, and the folder is made again"
@@ -48,7 +52,7 @@ class Best:
         self._whole: set[str] = set()  # the models that were written, or looked through, by this process
 
     def has(self, model: ModelHandle) -> bool:
-        """Whether this very model is there, whole, and a retriever with its index."""
+        """Whether this very model is there, whole, and a retriever with an index as the settings say."""
         name = model.kind.value
         if not self.names(model):
             return False
@@ -61,7 +65,8 @@ class Best:
         return self._models.get(model.kind.value, {}).get("fingerprint") == model.fingerprint
 
     def _is_whole(self, kind: Model) -> bool:
-        indexed = kind is Model.RERANKER or index.is_whole(self.folder / INDEX)
+        kept = self.folder / INDEX
+        indexed = kind is Model.RERANKER or index.is_whole(kept, self._kind, with_bm25=self._bm25)
         return indexed and checkpoints.is_whole(self.folder / kind.value, self._models[kind.value]["digest"])
 
     def keep(self, model: ModelHandle, why: str, digest: str, corpus: CorpusIndex | None = None) -> None:
@@ -82,7 +87,7 @@ class Best:
                 checkpoints.set_in_card(new, "Chosen:", why)
                 sync(new)  # the long part, so that the two renames follow each other at once
             if corpus is not None:
-                corpus.save(self.folder / INDEX, digest)
+                corpus.save(self.folder / INDEX, digest, self._kind, bm25=self._bm25)
         self._models[name] = {"step": model.step, "fingerprint": model.fingerprint, "digest": digest}
         self._whole.add(name)
         self._write()

@@ -11,6 +11,7 @@ from rocketqa_paddle.networks.encoders import Checkpoint, describe
 from rocketqa_paddle.records import Model
 from rocketqa_paddle.runs.artefacts import InitialModel, with_effect
 from rocketqa_paddle.runtime import distributed
+from rocketqa_paddle.search.index import check_factory, check_size
 from rocketqa_paddle.settings import RunSettings
 
 
@@ -25,8 +26,13 @@ class Initials:
         self._read: dict[str, initial.Initial] = {}
 
     def retriever(self, init: str | None = None) -> InitialModel:
-        """The dual encoder before any training, from the run's initial checkpoint or from another."""
+        """The dual encoder before any training, from the run's initial checkpoint or from another.
+
+        Raises:
+            ValueError: its vectors cannot be searched as the settings say.
+        """
         s = self.settings.retriever
+        self._check_index(init or s.init)
         names = ("for_cn", "shared", "pooling", "normalize", "temperature", "dropout")
         network = {name: getattr(s, name) for name in names} | {"use_recompute": s.recompute}
         lengths = {"query_length": s.query_length, "passage_length": s.passage_length}
@@ -46,6 +52,26 @@ class Initials:
 
         settings = getattr(self.settings, kind.value)
         return InitialModel(kind, {**with_effect(settings), **self._content(init)}, build)
+
+    def _check_index(self, init: str) -> None:
+        """Refuse an index that cannot be made of a retriever's vectors, or of the smallest part of a rank."""
+        if (kind := self.settings.index).is_exact:
+            return
+        dimension, ranks = self._dimension(init), distributed.world_size()
+        try:
+            check_factory(kind, dimension)
+            check_size(kind, dimension, len(self.corpus) // ranks)
+        except ValueError as error:
+            parts = f"; each of {ranks} processes searches its part of the corpus" if ranks > 1 else ""
+            raise ValueError(f"index.{error}{parts}") from None
+
+    def _dimension(self, init: str) -> int:
+        """The length of a vector."""
+        if self._is_size(init):
+            return initial.SIZES[init]["hidden_size"]
+        weights = self._weights(init)
+        config = weights.network.config if isinstance(weights, Checkpoint) else weights.config
+        return config.hidden_size
 
     def check_as_it_is(self, init: str, setting: str) -> None:
         """Refuse a finished retriever that the run's settings would turn into another.
@@ -74,9 +100,13 @@ class Initials:
 
     def _content(self, init: str) -> dict[str, Any]:
         """An initial checkpoint by its content; that of a size from scratch follows from the corpus."""
-        if init in initial.SIZES and not Path(init).is_dir():
+        if self._is_size(init):
             return {"size": init, "vocabulary": self.corpus}
         return {"checkpoint": f"initial checkpoint {initial.fingerprint(self._weights(init))}"}
+
+    def _is_size(self, init: str) -> bool:
+        """Whether a network is to begin from scratch."""
+        return init in initial.SIZES and not Path(init).is_dir()
 
     def _weights(self, init: str) -> initial.Initial:
         if init not in self._read:

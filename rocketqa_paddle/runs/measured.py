@@ -22,7 +22,7 @@ class Measured:
     """
 
     def __init__(self, walk: Searches) -> None:
-        self.walk, self.best = walk, Best(walk.folder, walk.place / "best")
+        self.walk, self.best = walk, Best(walk.folder, walk.place / "best", walk.settings)
         self.models: dict[Model, list[TrainedModel]] = {kind: [] for kind in Model}
         self.initial: list[ModelHandle] = []
         self.notes: list[str] = []

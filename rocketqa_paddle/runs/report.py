@@ -114,7 +114,9 @@ def write(
     """
     if run.dry:
         return
-    notes = [*notes, *run.measured.notes]
+    kind = run.settings.index
+    missed = [] if kind.is_exact else [f"Retrievers search by {kind.factory}, which may miss passages."]
+    notes = [*notes, *missed, *run.measured.notes]
     text = "\n\n".join(_table(run, queries, rows, pairs, notes) for queries in run.tests)
     if distributed.is_main():
         write_text(run.place / REPORT, text + "\n")

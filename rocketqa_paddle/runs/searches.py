@@ -40,6 +40,8 @@ class Searches(Walk):
         The first walk notes all that a retriever is searched for, so the corpus is encoded once.
         """
         made_of = {"retriever": retriever, "queries": queries.texts, "depth": depth}
+        if not (kind := self.settings.index).is_exact:
+            made_of["index"] = kind
         make = partial(self.make, retriever)
         hits = self._run(f"{retriever.step}/hits.{queries.name}", retriever, made_of, make, queries, depth)
         if self.dry:
@@ -71,13 +73,14 @@ class Searches(Walk):
         The vectors lie in the folder `vectors/` of the run until the index of another model is made, or the
         run ends. A run that was stopped goes on with those that are there.
         """
-        batch_size, best = self.settings.encode_batch, self.folder / "best"
+        options = {"settings": self.settings.index, "batch_size": self.settings.encode_batch}
+        best = self.folder / "best"
         retriever, indexes = model.value(), self.initials.indexes()
-        if Best(self.folder, best).names(model):  # to load the index is to check it
+        if Best(self.folder, best, self.settings).names(model):  # to load the index is to check it
             indexes.append(best / INDEX)
         for beside in indexes:
             try:
-                found = CorpusIndex.load(beside, retriever, self.corpus, batch_size=batch_size)
+                found = CorpusIndex.load(beside, retriever, self.corpus, **options)
             except (OSError, ValueError):
                 found = None
             if not distributed.any_rank(found is None):
@@ -89,8 +92,8 @@ class Searches(Walk):
             folder=self.folder / VECTORS,
             digest=self.ledger.record(model)["digest"] if isinstance(model, TrainedModel) else "",
             precision=self.settings.precision,
-            batch_size=batch_size,
             progress=progress,
+            **options,
         )
 
     def rerank(self, reranker: TrainedModel, hits: StoredRun) -> StoredRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ _SPARE = 8  # further candidates of an exact search: scores of blocks may differ
 _GATHERED = 1 << 24  # numbers of vectors that are scored again at once
 _SAMPLED_ROWS = 4096  # vectors that are checked for NaN when an index is opened
 _TRAINED_ON = 1 << 18  # vectors that an index learns from at most
+_GPU_DEPTH = 2048  # candidates of a query that a GPU of faiss finds at most
+_OPQ_CENTROIDS = 256  # what faiss learns an OPQ with, whatever PQ follows
 
 
 class VectorIndex:
@@ -56,8 +59,8 @@ class VectorIndex:
     then computed from the vectors. Passages of equal scores come in the order of their rows.
 
     `vectors` are `[passages, hidden]`, all finite, and `ids` has the passage id of every row. `model` is the
-    digest of the model that made them. With `gpu`, that GPU searches if faiss can. ValueError is raised if
-    there are no vectors, not one for every id, or faiss knows no such index.
+    digest of the model that made them. With `gpu`, that GPU searches if faiss has this kind of index on GPUs.
+    ValueError is raised if there are no vectors, not one for every id, or faiss knows no such index.
     """
 
     def __init__(
@@ -81,9 +84,9 @@ class VectorIndex:
         self._set_up(gpu)
 
     def _set_up(self, gpu: int | None) -> None:
-        self._on_gpu = _gpu_index(self.all, gpu) if gpu is not None and self.settings.is_exact else None
         if self._approximate:
             _set_parameters(self._approximate, self.settings)
+        self._on_gpu = None if gpu is None else _gpu_index(self._approximate or self.all, self.settings, gpu)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,11 +113,8 @@ class VectorIndex:
         count = min(k + _SPARE, len(self))
         if self._approximate:
             count = min(max(count, self.settings.candidates or 0), len(self))
-            rows = self._approximate.search(queries, count)[1]
-        elif self._on_gpu:
-            rows = self._on_gpu.search(queries, count)[1]
-        else:
-            rows = self._exact(queries, count)
+        index = self._on_gpu if self._on_gpu and count <= _GPU_DEPTH else self._approximate
+        rows = index.search(queries, count)[1] if index else self._exact(queries, count)
         scores = self.scores(queries, rows)
         order = np.lexsort((rows, -scores))[:, :k]
         scores, rows = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
@@ -154,6 +154,12 @@ class VectorIndex:
     def vectors(self, first: int, count: int) -> np.ndarray:
         """Return the vectors of `count` rows from `first` on, `[count, hidden]`."""
         return self.all.take(np.arange(first, first + count))
+
+    def named(self, ids: Sequence[str], model: str) -> VectorIndex:
+        """Return this index with other ids, one a vector, and another model's digest."""
+        other = copy.copy(self)
+        other.ids, other.model = ids, model
+        return other
 
     def save(self, folder: str | Path, texts: Mapping[str, Any] | None = None) -> None:
         """Write the vectors, the index of faiss if there is one, and `meta.json` into an existing folder.
@@ -273,14 +279,20 @@ def check_model(place: object, made_by: object, model: str | None) -> None:
         )
 
 
-def is_whole(folder: str | Path) -> bool:
+def is_whole(folder: str | Path, settings: IndexSettings | None = None, *, with_bm25: bool = False) -> bool:
     """Tell whether an index folder and the texts in it are as they were written.
 
-    This reads all texts: it is for a program that wants to keep an index instead of making it again.
+    It also has to be of the kind that `settings` name, if they are given, and have a `BM25Index` if that is
+    asked for. This reads all texts: it is for a program that wants to keep an index instead of making it
+    again.
     """
     folder = whole(folder)
     try:
-        VectorIndex.load(folder)
+        kind = VectorIndex.load(folder).settings
+        if settings not in (None, kind):
+            return False
+        if with_bm25:
+            bm25.BM25Index.load(folder)
         written = read_json(folder / META).get("texts")
         return written is None or written == texts_record(folder)
     except (ValueError, OSError):
@@ -298,11 +310,28 @@ def _import_faiss() -> ModuleType:
     return faiss
 
 
-def _gpu_index(vectors: Vectors, gpu: int) -> faiss.Index | None:
+def _gpu_index(index: faiss.Index | Vectors, settings: IndexSettings, gpu: int) -> faiss.Index | None:
+    """Copy an index, or vectors for an exact search, to a GPU; warn and return None if faiss cannot.
+
+    On GPUs, faiss has IVF with Flat, SQ or PQ, also behind a transformation of the vectors such as OPQ, but
+    no HNSW and not every number of parts of PQ (faiss/gpu/GpuCloner.cpp).
+    """
     faiss = _import_faiss()
     if not hasattr(faiss, "GpuIndexFlatIP"):
         warnings.warn("faiss is built for CPUs: searching on the CPU (install faiss-gpu-cu12)", stacklevel=4)
         return None
+    if not isinstance(index, Vectors):
+        try:
+            return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index)
+        except RuntimeError as error:
+            told = f"faiss searches {settings.factory} on the CPU, not on the GPU ({_reason(error)})"
+            warnings.warn(told, stacklevel=4)
+            return None
+    return _exact_on_gpu(index, gpu)
+
+
+def _exact_on_gpu(vectors: Vectors, gpu: int) -> faiss.Index:
+    faiss = _import_faiss()
     options = faiss.GpuIndexFlatConfig()
     options.device = gpu
     index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), vectors.dimension, options)
@@ -324,8 +353,7 @@ def _build(vectors: Vectors, settings: IndexSettings) -> faiss.Index:
         if not index.is_trained:
             index.train(vectors.take(np.arange(0, len(vectors), -(-len(vectors) // _TRAINED_ON))))
     except RuntimeError as error:
-        reason = str(error).rpartition("Error")[2].strip(": ")[:200]
-        raise ValueError(_cannot_be(settings, len(vectors), vectors.dimension, reason)) from None
+        raise ValueError(_cannot_be(settings, len(vectors), vectors.dimension, _reason(error))) from None
     for _, block in vectors.blocks(_ROW_BLOCK):
         index.add(block)
     return index
@@ -351,7 +379,7 @@ def check_factory(settings: IndexSettings, dimension: int) -> None:
 
 
 def check_size(settings: IndexSettings, dimension: int, passages: int) -> None:
-    """Refuse more lists than there are passages, before vectors are made for them.
+    """Refuse fewer passages than an index has lists, or its PQ centroids, before vectors are made for them.
 
     Raises:
         ValueError: names the setting.
@@ -360,10 +388,31 @@ def check_size(settings: IndexSettings, dimension: int, passages: int) -> None:
         return
     faiss = _import_faiss()
     index = faiss.index_factory(dimension, settings.factory, faiss.METRIC_INNER_PRODUCT)
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is not None and lists.nlist > passages:
-        reason = f"it has {lists.nlist} lists"
+    least, reason = max(_needed(index), default=(0, ""))
+    if least > passages:
         raise ValueError(_cannot_be(settings, passages, dimension, reason))
+
+
+def _needed(index: faiss.Index) -> Iterator[tuple[int, str]]:
+    """How many vectors the parts of an index learn from at least, and why; faiss refuses fewer."""
+    faiss = _import_faiss()
+    index = faiss.downcast_index(index)
+    if hasattr(index, "nlist"):
+        yield index.nlist, f"it has {index.nlist} lists"
+    if hasattr(index, "pq"):
+        yield index.pq.ksub, f"its PQ has {index.pq.ksub} centroids"
+    if hasattr(index, "chain"):
+        chain = (faiss.downcast_VectorTransform(index.chain.at(n)) for n in range(index.chain.size()))
+        if any(isinstance(transform, faiss.OPQMatrix) for transform in chain):
+            yield _OPQ_CENTROIDS, f"its OPQ has {_OPQ_CENTROIDS} centroids"
+    for name in ("index", "quantizer", "storage", "base_index", "refine_index"):
+        if (part := getattr(index, name, None)) is not None:
+            yield from _needed(part)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss says, without where in its sources."""
+    return str(error).rpartition("Error")[2].strip(": ")[:200]
 
 
 def _cannot_be(settings: IndexSettings, passages: int, dimension: int, reason: str) -> str:

@@ -39,6 +39,7 @@ class CorpusIndex:
         folder: where the vectors are kept until `close`, so that a stopped encoding goes on; a temporary
             folder when empty.
         vectors: all vectors, if they are known.
+        settings: how each rank searches its part; an approximate index learns from that part alone.
         digest: of the retriever, if it is known.
         dtype: of the vectors on the disk.
         precision: arithmetic of the network for the passages.
@@ -53,6 +54,7 @@ class CorpusIndex:
         *,
         folder: Path | None = None,
         vectors: Vectors | None = None,
+        settings: IndexSettings = EXACT,
         digest: str = "",
         dtype: DType = "float32",
         precision: str = "fp32",
@@ -62,7 +64,7 @@ class CorpusIndex:
         if not corpus:
             raise ValueError("the corpus is empty")
         self._corpus = corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
-        self._checkpoint, self._batch_size = checkpoint, batch_size
+        self._checkpoint, self._settings, self._batch_size = checkpoint, settings, batch_size
         self.digest = digest or checkpoint.digest()
         self._shards: Shards | None = None
         if vectors is None:
@@ -80,7 +82,8 @@ class CorpusIndex:
     def _local(self) -> VectorIndex | None:
         """The index of this rank's part, if it has any; it reads all its vectors."""
         part = self.vectors.slice(self._own.start, len(self._own))
-        return VectorIndex(part, self._own, gpu=device.gpu_id()) if self._own else None
+        options = {"gpu": device.gpu_id(), "settings": self._settings}
+        return VectorIndex(part, self._own, **options) if self._own else None
 
     def _encode(self, shards: Shards, progress: str) -> None:
         """Encode this rank's part of the shards that are missing."""
@@ -96,9 +99,15 @@ class CorpusIndex:
 
     @classmethod
     def load(
-        cls, folder: str | Path, checkpoint: Checkpoint, corpus: Corpus | Passages, *, batch_size: int = 64
+        cls,
+        folder: str | Path,
+        checkpoint: Checkpoint,
+        corpus: Corpus | Passages,
+        *,
+        settings: IndexSettings = EXACT,
+        batch_size: int = 64,
     ) -> CorpusIndex:
-        """Read the vectors that `save` wrote instead of encoding the corpus again.
+        """Read the vectors that `save` wrote, in an index of any kind, instead of encoding the corpus again.
 
         The errors are those of `VectorIndex.load`, and ValueError for the index of another corpus.
         """
@@ -106,7 +115,8 @@ class CorpusIndex:
         corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
         if texts_record(folder)["fingerprint"] != corpus.fingerprint:
             raise ValueError(f"{folder}: the index of another corpus")
-        return cls(checkpoint, corpus, vectors=whole.all, digest=digest, batch_size=batch_size)
+        options = {"settings": settings, "digest": digest, "batch_size": batch_size}
+        return cls(checkpoint, corpus, vectors=whole.all, **options)
 
     def search(self, queries: Queries, k: int) -> Candidates:
         """Find the `k` best passages of every query by inner product."""
@@ -125,7 +135,7 @@ class CorpusIndex:
             local = no_hits(len(texts), 0)
             if self._local:
                 scores, rows = self._local.search(vectors, k)
-                local = as_hits(scores, rows + self._own.start)
+                local = as_hits(scores, np.where(rows < 0, -1, rows + self._own.start))
             yield merge(distributed.gather(local), k)
 
     def save(
@@ -139,10 +149,17 @@ class CorpusIndex:
         if distributed.is_main():
             with replacing(folder, CONTENTS) as new:
                 texts = write_store(new, self._corpus.passages)
-                VectorIndex(self.vectors, self._corpus.ids, model, settings=settings).save(new, texts)
+                self._whole(model, settings).save(new, texts)
                 if bm25:
                     BM25Index(self._corpus.rows).save(new)
         distributed.barrier()
+
+    def _whole(self, model: str, settings: IndexSettings) -> VectorIndex:
+        """An index of the whole corpus; a rank that has searched all of it need not build another."""
+        local: VectorIndex | None = vars(self).get("_local")
+        if local and len(local) == len(self._corpus) and local.settings == settings:
+            return local.named(self._corpus.ids, model)
+        return VectorIndex(self.vectors, self._corpus.ids, model, settings=settings)
 
     def close(self) -> None:
         """Delete the vectors on the disk. Every rank calls it when it is done with the index."""

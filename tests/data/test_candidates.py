@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rocketqa_paddle.data.candidates import HIT, Candidates, Filtered, gathered, queries_file, write_hits
-from rocketqa_paddle.records import Hit
+from rocketqa_paddle.data.store import Store, write_store
+from rocketqa_paddle.records import Hit, Passage
 
 scores = st.floats(-9, 9, width=32)
 runs = st.dictionaries(
@@ -61,6 +62,15 @@ def test_positives_that_a_run_lacks_follow_its_hits(found: dict, relevant: dict)
         there = {id for id, _ in query_hits}
         more = [(id, -math.inf) for id in sorted(relevant.get(query, ())) if id not in there]
         assert complete[query] == made({query: [*query_hits, *more]})[query]
+
+
+def test_a_run_by_the_rows_of_a_store_takes_passages_that_it_lacks(tmp_path: Path) -> None:
+    write_store(tmp_path, {id: Passage(id, "", id) for id in "abcd"})
+    run, store = made({"q1": [("c", 1.0), ("a", 0.5)], "q2": []}), Store(tmp_path)
+    candidates = gathered(run, store)
+    assert (candidates, candidates.hits["row"].tolist()) == (run, [[2, 0], [-1, -1]])
+    complete = candidates.with_positives({"q1": {"d": 1, "b": 0}, "q2": {"b": 2}}, store.row_of)
+    assert complete == made({"q1": [("c", 1.0), ("a", 0.5), ("d", -math.inf)], "q2": [("b", -math.inf)]})
 
 
 def test_a_query_that_was_not_searched_for_has_no_hits() -> None:

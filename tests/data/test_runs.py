@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rocketqa_paddle.data.places import Place
-from rocketqa_paddle.data.runs import RunFormat, read_run, with_positives, write_run
+from rocketqa_paddle.data.runs import RunFormat, read_run, write_run
 from rocketqa_paddle.evaluation import metrics
-from rocketqa_paddle.records import Hit, Run, Split
+from rocketqa_paddle.records import Hit, Run
 
 RUN = {
     "q1": [Hit("q1", "p1", 1, 79.25), Hit("q1", "p2", 2, 0.1)],
@@ -169,14 +169,3 @@ def test_scores_keep_all_float32_digits(tmp_path: Path) -> None:
     write_run(tmp_path / "run", {"q": [Hit("q", f"p{i}", i, score) for i, score in enumerate(scores, 1)]})
     found = np.array([hit.score for hit in read_run(tmp_path / "run")["q"]], np.float32)
     assert found.tobytes() == scores.tobytes()
-
-
-def test_positives_that_the_run_lacks_are_appended() -> None:
-    split = Split({}, {"q1": {"p2": 1, "p7": 2, "p8": 0, "p9": 1}, "q3": {"p1": 1}})
-    complete = with_positives(RUN, split.qrels, ("q1", "q3", "q4"))
-    assert complete == {
-        "q1": [*RUN["q1"], Hit("q1", "p7", 3, -math.inf), Hit("q1", "p9", 4, -math.inf)],
-        "q3": [Hit("q3", "p1", 1, -math.inf)],
-        "q4": [],
-    }
-    assert len(RUN["q1"]) == 2

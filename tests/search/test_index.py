@@ -143,12 +143,78 @@ def test_an_index_that_cannot_learn_from_so_few_vectors_is_refused(vectors: np.n
 
 
 def test_more_lists_than_passages_are_told_before_any_vector() -> None:
-    for factory in ("IVF64,Flat", "OPQ4,IVF64,PQ4", "PCA4,IVF64,Flat"):
+    for factory in ("IVF64,Flat", "IVF64,PQ4x4", "PCA4,IVF64,Flat", "IVF64,Flat,RFlat"):
         with pytest.raises(ValueError, match="such an index of 63 vectors of 8 dimensions .it has 64 lists"):
             index_file.check_size(IndexSettings(factory), 8, 63)
         index_file.check_size(IndexSettings(factory), 8, 64)
     for factory in ("Flat", "HNSW8", "SQfp16"):
         index_file.check_size(IndexSettings(factory), 8, 1)
+
+
+def test_fewer_passages_than_a_quantiser_has_centroids_are_told_before_any_vector() -> None:
+    """Of one passage less, faiss makes none either."""
+    for factory, least in {
+        "PQ4": 256,
+        "PQ4x4": 16,
+        "PQ4x4fs": 16,
+        "IVF8,PQ4": 256,
+        "OPQ4,IVF8,PQ4x4": 256,
+        "HNSW8_PQ4": 256,
+        "IVF8,PQ4x4fs,Refine(PQ4)": 256,
+    }.items():
+        settings, made = IndexSettings(factory), np.random.default_rng(0).standard_normal((least, 8))
+        with pytest.raises(ValueError, match=f"{least - 1} vectors .*Q has {least} centroids"):
+            index_file.check_size(settings, 8, least - 1)
+        with pytest.raises(ValueError, match="cannot make such an index"):
+            VectorIndex(made[1:], range(least - 1), settings=settings)
+        index_file.check_size(settings, 8, least)
+        if least == 16:  # more takes seconds
+            VectorIndex(made, range(least), settings=settings)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Give faiss the functions of its version for GPUs; collect the GPU and the kind of every index."""
+    copied: list[tuple[int, str]] = []
+
+    def to_gpu(resources: object, gpu: int, index: faiss.Index) -> faiss.Index:
+        if not isinstance(index, faiss.IndexIVF):
+            raise RuntimeError("Error in clone_Index at GpuCloner.cpp: Error: not implemented on GPU.")
+        copied.append((gpu, type(index).__name__))
+        return faiss.clone_index(index)
+
+    monkeypatch.setattr(faiss, "GpuIndexFlatIP", faiss.IndexFlatIP, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    return copied
+
+
+def test_a_gpu_searches_the_kinds_that_faiss_has_there(vectors, gpus) -> None:
+    settings = IndexSettings("IVF2,Flat", "nprobe=2")
+    expected, index = VectorIndex(vectors, IDS).search(vectors, 5), VectorIndex(vectors, IDS, "", 3, settings)
+    assert gpus == [(3, "IndexIVFFlat")]
+    index._approximate = None  # so that the copy is what searches
+    np.testing.assert_array_equal(index.search(vectors, 5)[1], expected[1])
+
+
+def test_an_index_that_no_gpu_has_is_searched_on_the_cpu_and_says_so(vectors, gpus) -> None:
+    with pytest.warns(UserWarning, match="faiss searches HNSW8 on the CPU, not on the GPU .not implemented"):
+        index = VectorIndex(vectors, IDS, gpu=0, settings=IndexSettings("HNSW8"))
+    assert not gpus and len(index.search(vectors, 5)[1]) == 20
+
+
+def test_more_candidates_than_a_gpu_finds_are_found_on_the_cpu(vectors, gpus, monkeypatch) -> None:
+    index = VectorIndex(vectors, IDS, gpu=0, settings=IndexSettings("IVF2,Flat", "nprobe=2"))
+    monkeypatch.setattr(index_file, "_GPU_DEPTH", 12)
+    index._on_gpu = _Refusing()
+    assert index.search(vectors, 5)[1].shape == (20, 5)
+    with pytest.raises(NotImplementedError):
+        index.search(vectors, 4)
+
+
+class _Refusing:
+    def search(self, queries: np.ndarray, k: int) -> None:
+        raise NotImplementedError
 
 
 def test_parameters_without_an_approximate_index_are_refused() -> None:

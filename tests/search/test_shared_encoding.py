@@ -16,7 +16,9 @@ from rocketqa_paddle.networks.encoders import Checkpoint
 from rocketqa_paddle.runtime import distributed
 from rocketqa_paddle.runtime.storage import map_array
 from rocketqa_paddle.search import vectors
+from rocketqa_paddle.search.index import VectorIndex
 from rocketqa_paddle.search.retrieval import CorpusIndex
+from rocketqa_paddle.settings import IndexSettings
 
 ROWS = 4
 """Passages of a shard: the 60 of the corpus fill 15."""
@@ -73,6 +75,17 @@ def together(
     return [end.code for end in ends], sorted(line[6:] for line in lines if line.startswith("wrote "))
 
 
+def find(retriever: Checkpoint, folder: Path, parameters: str) -> None:
+    """Search as one of several ranks, each with an index of its own part; rank 0 writes the hits."""
+    distributed.init()
+    queries, settings = toy.collection().splits["dev"].queries, IndexSettings("IVF4,Flat", parameters)
+    index = CorpusIndex(retriever, toy.collection().passages, settings=settings, progress="")
+    hits = index.search(queries, 20).hits
+    index.save(folder / "index", "m", settings)
+    if distributed.is_main():
+        np.save(folder / "hits.npy", hits)
+
+
 def check_equal(folder: Path, expected: dict[str, np.ndarray]) -> None:
     found = shards(folder / "vectors")
     assert list(found) == list(expected)
@@ -101,3 +114,22 @@ def test_an_encoding_that_was_killed_goes_on_with_any_number_of_ranks(retriever,
         assert codes == [0] * count
         assert after == sorted({*one} - {*before[1:]})
         check_equal(folder, one)
+
+
+def test_ranks_search_their_parts_by_an_index_each(retriever, tmp_path):
+    """With every list, they find what one exact search finds; with one list, some passages are missed."""
+    queries = toy.collection().splits["dev"].queries
+    expected = CorpusIndex(retriever, toy.collection().passages, progress="").search(queries, 20).hits
+    for parameters in ("nprobe=4", "nprobe=1"):
+        ends = ranks.fork(2, lambda given=parameters: find(retriever, tmp_path, given), tmp_path)
+        assert [end.code for end in ends] == [0, 0], ends[0].printed
+        hits, found = np.load(tmp_path / "hits.npy"), VectorIndex.load(tmp_path / "index")
+        assert (len(found), found.settings.factory) == (60, "IVF4,Flat")
+        if parameters == "nprobe=4":
+            np.testing.assert_array_equal(hits["row"], expected["row"])
+            np.testing.assert_allclose(hits["score"], expected["score"], atol=1e-5)
+    whole = dict(zip(*(expected[0][name].tolist() for name in ("row", "score")), strict=True))
+    known = [(row, score) for row, score in hits[0].tolist() if row in whole]
+    assert known and {-1} <= {*hits["row"].flat} <= {*range(-1, 60)}
+    np.testing.assert_allclose([score for _, score in known], [whole[row] for row, _ in known], atol=1e-5)
+    assert (np.isneginf(hits["score"]) == (hits["row"] < 0)).all()

@@ -315,7 +315,7 @@ def test_the_old_engine_serves_until_the_new_one_is_whole(copied, monkeypatch):
     """While a new index is written, retriever and index in `best/` still fit each other."""
     folder = Path(copied.output)
     run, plan = running.rehearse(copied)
-    best = Best(folder, folder / "best")
+    best = Best(folder, folder / "best", copied)
     other = next(
         model
         for step in plan.steps.values()
