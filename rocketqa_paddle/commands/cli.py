@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import cache, partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rocketqa_paddle import __version__
-from rocketqa_paddle.commands import compare, train
+from rocketqa_paddle.commands import compare, demo, train
 from rocketqa_paddle.commands.convert import convert_model
 from rocketqa_paddle.commands.encode import encode, output_files
 from rocketqa_paddle.commands.evaluate import evaluate
@@ -25,6 +25,7 @@ from rocketqa_paddle.commands.inspect import inspect_model
 from rocketqa_paddle.commands.mine import mine
 from rocketqa_paddle.commands.models import list_models
 from rocketqa_paddle.commands.outputs import claimed
+from rocketqa_paddle.commands.presets import list_presets
 from rocketqa_paddle.commands.process import (
     abandon_output,
     flushed,
@@ -53,16 +54,25 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "inspect": inspect_model,
     "models": list_models,
+    "presets": list_presets,
 }
-"""All commands but `train` and `compare`, which read settings from files."""
+"""All commands but `train`, `compare` and `demo`, which read settings from files."""
 USAGES = {
     "convert": "SOURCE TARGET [--to FORMAT]",
     "export": "SOURCE TARGET [--to onnx] [--int8] [--KEY VALUE ...]",
     "hits": "HITS OUTPUT [--format tsv|trec] [--k N]",
     "inspect": "CHECKPOINT",
     "models": "",
+    "presets": "[NAME]",
 }
 """The usage of commands whose parameters are positional."""
+_WORDS: dict[str, dict[str, Any]] = {
+    "search": {"query": {"nargs": "*", "help": "what to search for"}},
+    "presets": {"name": {"nargs": "?", "help": "the preset to print"}},
+}
+"""Parameters that are words on the command line and may be left out."""
+_WITHOUT_PADDLE = ("presets",)
+"""Commands that compute nothing."""
 WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "encode": output_files,
     **dict.fromkeys(("search", "rerank", "mine", "hits"), lambda output: [output]),
@@ -95,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last finished piece"
         words = sys.argv[1:] if arguments is None else arguments
-        _fail("stopped" + goes_on * (words[:1] in (["train"], ["compare"], ["index"])), 130)
+        _fail("stopped" + goes_on * (words[:1] in (["train"], ["compare"], ["demo"], ["index"])), 130)
     except RuntimeError as error:
         _end(error)
 
@@ -104,7 +114,8 @@ def _run(arguments: list[str]) -> None:
     tune_cpu()
     with stop_at_once("rocketqa: stopped"):
         call = parse(arguments)
-        import_paddle()
+        if arguments[0] not in _WITHOUT_PADDLE:
+            import_paddle()
         _silence_libraries()
     with stop_requests():  # after Paddle, which takes SIGTERM for a crash
         call()
@@ -131,7 +142,7 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise ValueError(f"{word!r} is not UTF-8: rename the file, or correct the flag")
     # jsonargparse loses its way in the errors of nested subcommands, so each level has a parser of its own.
-    parsers = {"train": train.parse, "compare": compare.parse}
+    parsers = {"train": train.parse, "compare": compare.parse, "demo": demo.parse}
     if arguments and arguments[0] in parsers:
         return parsers[arguments[0]](arguments[1:])
     parsed = _parser().parse_args(arguments)
@@ -165,20 +176,22 @@ def _parser() -> Parser:
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("train", Parser(), help="train a system from raw text")
     commands.add_subcommand("compare", Parser(), help=_first_line(compare.compare))
+    commands.add_subcommand("demo", Parser(), help="train a system on Python's own documentation, and search")
     for name, function in COMMANDS.items():
         commands.add_subcommand(name, _command_parser(name, function), help=_first_line(function))
     return parser
 
 
 def _command_parser(name: str, function: Callable[..., None]) -> Parser:
+    words = _WORDS.get(name, {})
     parser = Parser(
         usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
         description=function.__doc__.split("\n\n")[0],
     )
-    parser.add_function_arguments(function, as_group=False, as_positional=name in USAGES, skip={"query"})
+    parser.add_function_arguments(function, as_group=False, as_positional=name in USAGES, skip={*words})
     parser.let_switches_stand_alone()
-    if name == "search":
-        parser.add_argument("query", nargs="*", type=str, help="what to search for")
+    for word, options in words.items():
+        parser.add_argument(word, type=str, **options)
     return parser
 
 
