@@ -24,6 +24,7 @@ from rocketqa_paddle.commands.index import index
 from rocketqa_paddle.commands.inspect import inspect_model
 from rocketqa_paddle.commands.mine import mine
 from rocketqa_paddle.commands.models import list_models
+from rocketqa_paddle.commands.new import new
 from rocketqa_paddle.commands.outputs import claimed
 from rocketqa_paddle.commands.presets import list_presets
 from rocketqa_paddle.commands.process import (
@@ -40,6 +41,7 @@ from rocketqa_paddle.data.tables import is_standard_output
 from rocketqa_paddle.runtime import meeting
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 from rocketqa_paddle.settings import with_home
+from rocketqa_paddle.systems import SYSTEMS
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
@@ -54,6 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "inspect": inspect_model,
     "models": list_models,
+    "new": new,
     "presets": list_presets,
 }
 """All commands but `train`, `compare` and `demo`, which read settings from files."""
@@ -63,14 +66,16 @@ USAGES = {
     "hits": "HITS OUTPUT [--format tsv|trec] [--k N]",
     "inspect": "CHECKPOINT",
     "models": "",
+    "new": "SYSTEM --data FOLDER [--output RUN] > FILE.yaml",
     "presets": "[NAME]",
 }
-"""The usage of commands whose parameters are positional."""
+"""The usage of commands with words on the command line; all parameters are, unless `_WORDS` has some."""
 _WORDS: dict[str, dict[str, Any]] = {
     "search": {"query": {"nargs": "*", "help": "what to search for"}},
+    "new": {"system": {"choices": [*SYSTEMS], "help": "the system to train"}},
     "presets": {"name": {"nargs": "?", "help": "the preset to print"}},
 }
-"""Parameters that are words on the command line and may be left out."""
+"""The parameters of a command that are words on the command line, where others are flags."""
 _WITHOUT_PADDLE = ("presets",)
 """Commands that compute nothing."""
 WRITTEN: dict[str, Callable[[str], list[str]]] = {
@@ -80,7 +85,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 """The files that commands write, by their `--output`. Commands that write folders check them themselves."""
 _PATHS = (
     *("checkpoint", "index", "reranker", "run", "queries", "passages", "titles", "qrels", "input", "output"),
-    *("baseline", "source", "target", "hits", "uri", "delete"),
+    *("baseline", "source", "target", "hits", "uri", "delete", "data"),
 )
 """The names of parameters that name files and folders."""
 
@@ -184,11 +189,12 @@ def _parser() -> Parser:
 
 def _command_parser(name: str, function: Callable[..., None]) -> Parser:
     words = _WORDS.get(name, {})
+    positional = name in USAGES and not words
     parser = Parser(
         usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
         description=function.__doc__.split("\n\n")[0],
     )
-    parser.add_function_arguments(function, as_group=False, as_positional=name in USAGES, skip={*words})
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={*words})
     parser.let_switches_stand_alone()
     for word, options in words.items():
         parser.add_argument(word, type=str, **options)
