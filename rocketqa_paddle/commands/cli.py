@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import cache, partial
 from typing import Any, NoReturn
 
 from rocketqa_paddle import __version__
 from rocketqa_paddle.commands import compare, demo, train
+from rocketqa_paddle.commands.completion import completion
 from rocketqa_paddle.commands.convert import convert_model
 from rocketqa_paddle.commands.encode import encode, output_files
 from rocketqa_paddle.commands.evaluate import evaluate
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": list_models,
     "new": new,
     "presets": list_presets,
+    "completion": completion,
 }
 """All commands but `train`, `compare` and `demo`, which read settings from files."""
 USAGES = {
@@ -66,6 +68,7 @@ USAGES = {
     "hits": "HITS OUTPUT [--format tsv|trec] [--k N]",
     "inspect": "CHECKPOINT",
     "models": "",
+    "completion": "bash|zsh",
     "new": "SYSTEM --data FOLDER [--output RUN] > FILE.yaml",
     "presets": "[NAME]",
 }
@@ -76,7 +79,7 @@ _WORDS: dict[str, dict[str, Any]] = {
     "presets": {"name": {"nargs": "?", "help": "the preset to print"}},
 }
 """The parameters of a command that are words on the command line, where others are flags."""
-_WITHOUT_PADDLE = ("presets",)
+_WITHOUT_PADDLE = ("presets", "completion")
 """Commands that compute nothing."""
 WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "encode": output_files,
@@ -155,6 +158,8 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
     if empty := [name for name, value in paths.items() if value == "" and name in _PATHS]:
         raise ValueError(f"--{empty[0]} is empty: give a name, or leave the flag out")
+    if parsed.command == "completion":
+        paths["parser"] = _whole_parser()
     call = partial(COMMANDS[parsed.command], **paths)
     if paths.get("output") and parsed.command in WRITTEN:
         inputs = [paths[name] for name in _PATHS if name != "output" and paths.get(name)]
@@ -176,12 +181,26 @@ def _apart_from_data(call: Callable[[], None]) -> None:
 
 @cache
 def _parser() -> Parser:
+    return _parser_with({name: Parser() for name in ("train", "compare", "demo")})
+
+
+def _whole_parser() -> Parser:
+    """A parser with all flags of all commands."""
+    own = {"train": Parser(), "compare": compare.parser(), "demo": demo.parser(demo.SYSTEM)}
+    parser = _parser_with(own)
+    train.add_systems(own["train"], SYSTEMS.values())
+    return parser
+
+
+def _parser_with(own: Mapping[str, Parser]) -> Parser:
     parser = Parser(prog="rocketqa", description="Dense retrieval and re-ranking on PaddlePaddle.")
     parser.add_argument("--version", action="version", version=f"rocketqa_paddle {__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("train", Parser(), help="train a system from raw text")
-    commands.add_subcommand("compare", Parser(), help=_first_line(compare.compare))
-    commands.add_subcommand("demo", Parser(), help="train a system on Python's own documentation, and search")
+    commands.add_subcommand("train", own["train"], help="train a system from raw text")
+    commands.add_subcommand("compare", own["compare"], help=_first_line(compare.compare))
+    commands.add_subcommand(
+        "demo", own["demo"], help="train a system on Python's own documentation, and search"
+    )
     for name, function in COMMANDS.items():
         commands.add_subcommand(name, _command_parser(name, function), help=_first_line(function))
     return parser
@@ -194,7 +213,7 @@ def _command_parser(name: str, function: Callable[..., None]) -> Parser:
         usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
         description=function.__doc__.split("\n\n")[0],
     )
-    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={*words})
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={*words, "parser"})
     parser.let_switches_stand_alone()
     for word, options in words.items():
         parser.add_argument(word, type=str, **options)

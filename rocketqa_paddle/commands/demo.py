@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from rocketqa_paddle import presets
-from rocketqa_paddle.commands.configs import settings_of
+from rocketqa_paddle.commands.configs import SettingsParser, settings_of
 from rocketqa_paddle.commands.search import search
 from rocketqa_paddle.commands.train import join_ranks, system_parser, train
 from rocketqa_paddle.data import pydocs
@@ -39,13 +39,18 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     name, *flags = arguments if arguments and not arguments[0].startswith("-") else [SYSTEM, *arguments]
     if name not in SYSTEMS:
         raise ValueError(f"demo: {name!r} is no system, expected one of {', '.join(SYSTEMS)}")
-    usage = f"rocketqa demo [{'|'.join(SYSTEMS)}] [--KEY VALUE ...] [--data-only] [--dry-run]"
-    parser = system_parser(SYSTEMS[name], usage, demo.__doc__.partition("\n\n    Args")[0])
-    parser.add_argument("--data-only", "--data_only", action="store_true", help=DATA_ONLY)
-    values = parser.parse_args(["--config", f"{name}-pydocs", *_from_scratch(name), *flags])
+    values = parser(name).parse_args(["--config", f"{name}-pydocs", *_from_scratch(name), *flags])
     selection = Selection(values.from_stage, values.until_stage, values.dry_run)
     settings = settings_of(SYSTEMS[name].settings, values)
     return partial(demo, SYSTEMS[name], settings, selection, values.data_only)
+
+
+def parser(name: str) -> SettingsParser:
+    """The parser of what stands after `rocketqa demo SYSTEM`."""
+    usage = f"rocketqa demo [{'|'.join(SYSTEMS)}] [--KEY VALUE ...] [--data-only] [--dry-run]"
+    made = system_parser(SYSTEMS[name], usage, demo.__doc__.partition("\n\n    Args")[0])
+    made.add_argument("--data-only", "--data_only", action="store_true", help=DATA_ONLY)
+    return made
 
 
 def _from_scratch(name: str) -> list[str]:

@@ -1,6 +1,6 @@
 """The command `rocketqa train`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from rocketqa_paddle.commands.configs import SettingsParser, settings_of
@@ -45,18 +45,18 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
 
 def _parser(arguments: Sequence[str]) -> Parser:
     """A parser with a subcommand for every system; only the one that is asked for gets its settings."""
-    return whole_parser([system for system in SYSTEMS.values() if system.name in arguments])
-
-
-def whole_parser(systems: Iterable[System]) -> Parser:
-    """A parser with a subcommand for every system, with flags for the settings of these."""
     parser = Parser(prog="rocketqa train", description="Train a system from raw text; a stopped run goes on.")
-    subcommands, systems = parser.add_subcommands(required=True, dest="system"), list(systems)
+    add_systems(parser, [system for system in SYSTEMS.values() if system.name in arguments])
+    return parser
+
+
+def add_systems(parser: Parser, systems: Collection[System]) -> None:
+    """Give a parser a subcommand for every system, with flags for the settings of these."""
+    subcommands = parser.add_subcommands(required=True, dest="system")
     for system in SYSTEMS.values():
         own = _own_parser(system) if system in systems else Parser()
         description = system.description[0].lower() + system.description[1:].rstrip(".")
         subcommands.add_subcommand(system.name, own, help=description)
-    return parser
 
 
 def _own_parser(system: System) -> Parser:

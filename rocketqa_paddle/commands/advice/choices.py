@@ -9,7 +9,9 @@ from rocketqa_paddle.commands.advice.look import POSITIONS, Look
 from rocketqa_paddle.commands.advice.written import Because
 
 _LONGEST = {"cpu": 256, "gpu": 384}
-"""Lengths that are not exceeded: more takes long, and few answers come so late."""
+"""Lengths of a passage that are not exceeded: more takes long, and few answers come so late."""
+_SHORTEST, _TOKENS_A_CORE = 64, 2_000_000
+"""On a CPU a large corpus is cut to so many tokens a core, for it is encoded after every training."""
 _FEW = 500  # labelled queries
 _STEPS = {"cpu": 50, "gpu": 1000}
 """Steps that a training should have, at least."""
@@ -157,17 +159,34 @@ def _unlabelled(look: Look) -> dict[str, Because]:
     return made
 
 
-def length(look: Look, kind: str, least: int) -> Because:
+def length(look: Look, kind: Literal["query", "passage", "pair"]) -> Because:
     """A length that keeps most texts of a kind whole, if that is not too much for the machine."""
-    needed, most = look.tokens[kind], _LONGEST[on(look)]
+    needed, least, most = (
+        look.tokens[kind],
+        {"query": 16, "passage": 32, "pair": 48}[kind],
+        longest(look, kind),
+    )
     plural = {"query": "queries", "passage": "passages", "pair": "pairs"}[kind]
     about = "about " * look.estimated
     at_most = f"more than {POSITIONS}" if needed > POSITIONS else f"at most {about}{needed}"
     told = f"95 % of the {plural} have {at_most} tokens"
     told += " (by the words: the vocabulary is not at hand)" * look.estimated
     if needed > most:
-        return Because(most, f"{told}; more than {most} take long on a {on(look).upper()}")
-    return Because(max(least, 8 * math.ceil(needed / 8)), told)
+        return Because(most, f"{told}, but for {look.passages:,} passages these take long on {look.machine}")
+    return Because(max(least, _eights(needed)), told)
+
+
+def longest(look: Look, kind: str) -> int:
+    """The greatest length of a kind of text that suits the machine."""
+    most = _LONGEST[on(look)]
+    if not look.machine.gpus:
+        a_passage = _TOKENS_A_CORE * look.machine.cores // max(1, look.passages)
+        most = max(_SHORTEST, min(most, a_passage // 8 * 8))
+    return most + _eights(min(look.tokens["query"], most)) if kind == "pair" else most
+
+
+def _eights(tokens: int) -> int:
+    return 8 * math.ceil(tokens / 8)
 
 
 def retriever(look: Look, one_tower: bool) -> dict[str, Any]:
@@ -181,14 +200,14 @@ def retriever(look: Look, one_tower: bool) -> dict[str, Any]:
         made |= {"shared": True, "pooling": Because("mean", why), "normalize": True, "temperature": 0.05}
     elif one_tower:
         made["shared"] = Because(True, "passages are compared with queries and with passages")
-    made["query_length"] = length(look, "query", 16)
-    made["passage_length"] = length(look, "passage", 32)
+    made["query_length"] = length(look, "query")
+    made["passage_length"] = length(look, "passage")
     return made | _network(look)
 
 
 def reranker(look: Look) -> dict[str, Any]:
     """The section `reranker`."""
-    made = {"init": look.init.reranker, "length": length(look, "pair", 48)}
+    made = {"init": look.init.reranker, "length": length(look, "pair")}
     if look.init.kind == "published":
         made = {"init": made["init"], "head": "classes", "length": made["length"]}
     return made | _network(look)
