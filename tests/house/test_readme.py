@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -83,8 +83,14 @@ def runnable(path: Path) -> list[list[str]]:
     return [words for words in SHELL[path] if words[0] == "rocketqa" and words[1] not in LONG]
 
 
-def rocketqa_arguments(words: tuple[str, ...]) -> tuple[str, ...] | None:
+def split_redirection(words: Sequence[str]) -> tuple[Sequence[str], str]:
+    """A command, and the file that its output goes to."""
+    return (words[:-2], words[-1]) if ">" in words else (words, "")
+
+
+def rocketqa_arguments(words: Sequence[str]) -> Sequence[str] | None:
     """What follows `rocketqa`, also where the script or fleetrun calls it; None for another program."""
+    words, _ = split_redirection(words)
     if words[0] == "rocketqa":
         return words[1:]
     if "rocketqa)" in words:  # fleetrun ... $(which rocketqa) ...
@@ -189,10 +195,10 @@ def test_commands_parse(words, monkeypatch, tmp_path_factory):
             targets = re.findall(r"^([\w-]+):", (toy.ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert set(words[1:]) <= set(targets)
         return
-    if "FILE" in arguments:
+    if files := {"FILE", "my.yaml"} & {*arguments}:
         placeholder = tmp_path_factory.mktemp("config") / "FILE.yaml"
         placeholder.write_text("output: out\ndata: {folder: data}\n")
-        arguments = tuple(str(placeholder) if word == "FILE" else word for word in arguments)
+        arguments = tuple(str(placeholder) if word in files else word for word in arguments)
     assert callable(parsed(arguments))
     for word in words:
         if word.startswith(("examples/", "checkpoints/")):
@@ -205,8 +211,12 @@ def test_commands_run(path, demo, monkeypatch, capsys):
     needed(path)
     monkeypatch.chdir(demo)
     for words in runnable(path):
-        cli.main(words[1:])
-        assert capsys.readouterr().out.strip(), words
+        command, file = split_redirection(words)
+        cli.main(command[1:])
+        told = capsys.readouterr().out
+        assert told.strip(), words
+        if file:
+            Path(file).write_text(told)
 
 
 # Names and links -----------------------------------------------------------------------------------
