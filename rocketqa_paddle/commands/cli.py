@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import cache, partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rocketqa_paddle import __version__
-from rocketqa_paddle.commands import compare, train
+from rocketqa_paddle.commands import compare, demo, train
+from rocketqa_paddle.commands.completion import completion
 from rocketqa_paddle.commands.convert import convert_model
 from rocketqa_paddle.commands.encode import encode, output_files
 from rocketqa_paddle.commands.evaluate import evaluate
@@ -24,7 +25,9 @@ from rocketqa_paddle.commands.index import index
 from rocketqa_paddle.commands.inspect import inspect_model
 from rocketqa_paddle.commands.mine import mine
 from rocketqa_paddle.commands.models import list_models
+from rocketqa_paddle.commands.new import new
 from rocketqa_paddle.commands.outputs import claimed
+from rocketqa_paddle.commands.presets import list_presets
 from rocketqa_paddle.commands.process import (
     abandon_output,
     flushed,
@@ -41,6 +44,7 @@ from rocketqa_paddle.data.tables import is_standard_output
 from rocketqa_paddle.runtime import meeting
 from rocketqa_paddle.runtime.device import import_paddle, tune_cpu
 from rocketqa_paddle.settings import with_home
+from rocketqa_paddle.systems import SYSTEMS
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
@@ -57,8 +61,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "inspect": inspect_model,
     "models": list_models,
+    "new": new,
+    "presets": list_presets,
+    "completion": completion,
 }
-"""All commands but `train` and `compare`, which read settings from files."""
+"""All commands but `train`, `compare` and `demo`, which read settings from files."""
 USAGES = {
     "convert": "SOURCE TARGET [--to FORMAT]",
     "export": "SOURCE TARGET [--to onnx] [--int8] [--KEY VALUE ...]",
@@ -66,8 +73,19 @@ USAGES = {
     "inspect": "CHECKPOINT",
     "models": "",
     "report": "RUN [--output FILE.html] [--baseline STEP|bm25]",
+    "completion": "bash|zsh",
+    "new": "SYSTEM --data FOLDER [--output RUN] > FILE.yaml",
+    "presets": "[NAME]",
 }
-"""The usage of commands whose parameters are positional."""
+"""The usage of commands with words on the command line; all parameters are, unless `_WORDS` has some."""
+_WORDS: dict[str, dict[str, Any]] = {
+    "search": {"query": {"nargs": "*", "help": "what to search for"}},
+    "new": {"system": {"choices": [*SYSTEMS], "help": "the system to train"}},
+    "presets": {"name": {"nargs": "?", "help": "the preset to print"}},
+}
+"""The parameters of a command that are words on the command line, where others are flags."""
+_WITHOUT_PADDLE = ("presets", "completion")
+"""Commands that compute nothing."""
 WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "encode": output_files,
     **dict.fromkeys(("search", "rerank", "mine", "hits"), lambda output: [output]),
@@ -75,7 +93,7 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
 """The files that commands write, by their `--output`. Commands that write folders check them themselves."""
 _PATHS = (
     *("checkpoint", "index", "reranker", "run", "queries", "passages", "titles", "qrels", "input", "output"),
-    *("baseline", "source", "target", "hits", "uri", "delete", "api_key_file", "answers"),
+    *("baseline", "source", "target", "hits", "uri", "delete", "api_key_file", "answers", "data"),
 )
 """The names of parameters that name files and folders."""
 
@@ -100,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last finished piece"
         words = sys.argv[1:] if arguments is None else arguments
-        _fail("stopped" + goes_on * (words[:1] in (["train"], ["compare"], ["index"])), 130)
+        _fail("stopped" + goes_on * (words[:1] in (["train"], ["compare"], ["demo"], ["index"])), 130)
     except RuntimeError as error:
         _end(error)
 
@@ -109,7 +127,8 @@ def _run(arguments: list[str]) -> None:
     tune_cpu()
     with stop_at_once("rocketqa: stopped"):
         call = parse(arguments)
-        import_paddle()
+        if arguments[0] not in _WITHOUT_PADDLE:
+            import_paddle()
         _silence_libraries()
     with stop_requests():  # after Paddle, which takes SIGTERM for a crash
         call()
@@ -136,7 +155,7 @@ def parse(arguments: list[str]) -> Callable[[], None]:
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise ValueError(f"{word!r} is not UTF-8: rename the file, or correct the flag")
     # jsonargparse loses its way in the errors of nested subcommands, so each level has a parser of its own.
-    parsers = {"train": train.parse, "compare": compare.parse}
+    parsers = {"train": train.parse, "compare": compare.parse, "demo": demo.parse}
     if arguments and arguments[0] in parsers:
         return parsers[arguments[0]](arguments[1:])
     parsed = _parser().parse_args(arguments)
@@ -144,6 +163,8 @@ def parse(arguments: list[str]) -> Callable[[], None]:
     paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
     if empty := [name for name, value in paths.items() if value == "" and name in _PATHS]:
         raise ValueError(f"--{empty[0]} is empty: give a name, or leave the flag out")
+    if parsed.command == "completion":
+        paths["parser"] = _whole_parser()
     call = partial(COMMANDS[parsed.command], **paths)
     if paths.get("output") and parsed.command in WRITTEN:
         inputs = [paths[name] for name in _PATHS if name != "output" and paths.get(name)]
@@ -165,25 +186,42 @@ def _apart_from_data(call: Callable[[], None]) -> None:
 
 @cache
 def _parser() -> Parser:
+    return _parser_with({name: Parser() for name in ("train", "compare", "demo")})
+
+
+def _whole_parser() -> Parser:
+    """A parser with all flags of all commands."""
+    own = {"train": Parser(), "compare": compare.parser(), "demo": demo.parser(demo.SYSTEM)}
+    parser = _parser_with(own)
+    train.add_systems(own["train"], SYSTEMS.values())
+    return parser
+
+
+def _parser_with(own: Mapping[str, Parser]) -> Parser:
     parser = Parser(prog="rocketqa", description="Dense retrieval and re-ranking on PaddlePaddle.")
     parser.add_argument("--version", action="version", version=f"rocketqa_paddle {__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("train", Parser(), help="train a system from raw text")
-    commands.add_subcommand("compare", Parser(), help=_first_line(compare.compare))
+    commands.add_subcommand("train", own["train"], help="train a system from raw text")
+    commands.add_subcommand("compare", own["compare"], help=_first_line(compare.compare))
+    commands.add_subcommand(
+        "demo", own["demo"], help="train a system on Python's own documentation, and search"
+    )
     for name, function in COMMANDS.items():
         commands.add_subcommand(name, _command_parser(name, function), help=_first_line(function))
     return parser
 
 
 def _command_parser(name: str, function: Callable[..., None]) -> Parser:
+    words = _WORDS.get(name, {})
+    positional = name in USAGES and not words
     parser = Parser(
         usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
         description=function.__doc__.split("\n\n")[0],
     )
-    parser.add_function_arguments(function, as_group=False, as_positional=name in USAGES, skip={"query"})
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={*words, "parser"})
     parser.let_switches_stand_alone()
-    if name == "search":
-        parser.add_argument("query", nargs="*", type=str, help="what to search for")
+    for word, options in words.items():
+        parser.add_argument(word, type=str, **options)
     return parser
 
 

@@ -8,13 +8,18 @@ from rocketqa_paddle.commands.configs import SettingsParser, settings_of
 from rocketqa_paddle.commands.train import DRY_RUN, join_ranks
 
 
+def parser() -> SettingsParser:
+    """The parser of what stands after `rocketqa compare`."""
+    usage = "rocketqa compare --config FILE|PRESET [--KEY VALUE ...] [--dry-run]"
+    told = compare.__doc__.partition("\n\n    Raises")[0]
+    made = SettingsParser(CompareSettings, "compare", prog="rocketqa compare", usage=usage, description=told)
+    made.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
+    return made
+
+
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
     """Read the command line after `rocketqa compare`. A mistake in it exits 2."""
-    usage = "rocketqa compare --config FILE [--KEY VALUE ...] [--dry-run]"
-    told = compare.__doc__.partition("\n\n    Raises")[0]
-    parser = SettingsParser(CompareSettings, prog="rocketqa compare", usage=usage, description=told)
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
-    values = parser.parse_args(list(arguments))
+    values = parser().parse_args(list(arguments))
     return partial(compare, settings_of(CompareSettings, values), dry_run=values.dry_run)
 
 

@@ -4,43 +4,58 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace
 
+from rocketqa_paddle import presets
 from rocketqa_paddle.commands.flags import Parser, as_list
 from rocketqa_paddle.runtime.yaml_files import read_yaml
 from rocketqa_paddle.settings import with_home
 
-HELP = "YAML file of settings; flags after it override it"
+HELP = "YAML file of settings, or the name of a preset (`rocketqa presets`); flags after it override it"
 T = TypeVar("T")
 
 
 class SettingsParser(Parser):
-    """Reads settings of one kind from `--config FILE` and from a flag for each."""
+    """Reads settings of one kind from `--config FILE` and from a flag for each.
 
-    def __init__(self, kind: type, **options: Any) -> None:
+    `FILE` may be the name of a preset for `command`, a system or `compare`.
+    """
+
+    def __init__(self, kind: type, command: str = "", **options: Any) -> None:
         super().__init__(**options)
-        self.kind = kind
+        self.kind, self.command = kind, command
         self.add_argument("--config", action=_ConfigFile, help=HELP)
         self.add_class_arguments(kind, as_group=False)
         self.let_switches_stand_alone()
 
 
 class _ConfigFile(ActionConfigFile):
-    """Reads a file, checks its form, and lets every error begin with the name of the file."""
+    """Reads a file, checks its form, and lets every error begin with the name of the file or preset."""
 
     def __call__(self, parser: SettingsParser, namespace: Namespace, values: str, *_: Any) -> None:
-        path = with_home(values)
-        content = with_lists(parser.kind, read_yaml(path), f"{path}: ")
+        name, path = _found(with_home(values), parser.command)
+        content = with_lists(parser.kind, read_yaml(path), f"{name}: ")
         exits, parser.exit_on_error = parser.exit_on_error, False
         try:
             self.apply_config(parser, namespace, self.dest, json.dumps(content, ensure_ascii=False))
         except (ArgumentError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{name}: {error}") from None
         finally:
             parser.exit_on_error = exits
-        namespace[self.dest][-1] = path
+        namespace[self.dest][-1] = name
+
+
+def _found(given: str, command: str) -> tuple[str, str | Path]:
+    """The name and the place of a file of settings, or of a preset where there is no such file."""
+    if Path(given).is_file() or (Path(given).exists() and given not in presets.names()):
+        return given, given
+    try:
+        return f"preset {given}", presets.find(given, command)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{given}: no such file, and {error}") from None
 
 
 def with_lists(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The command `rocketqa train`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from rocketqa_paddle.commands.configs import SettingsParser, settings_of
@@ -46,18 +46,27 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
 def _parser(arguments: Sequence[str]) -> Parser:
     """A parser with a subcommand for every system; only the one that is asked for gets its settings."""
     parser = Parser(prog="rocketqa train", description="Train a system from raw text; a stopped run goes on.")
-    subcommands = parser.add_subcommands(required=True, dest="system")
-    for system in SYSTEMS.values():
-        own = _system_parser(system) if system.name in arguments else Parser()
-        description = system.description[0].lower() + system.description[1:].rstrip(".")
-        subcommands.add_subcommand(system.name, own, help=description)
+    add_systems(parser, [system for system in SYSTEMS.values() if system.name in arguments])
     return parser
 
 
-def _system_parser(system: System) -> Parser:
-    usage = f"rocketqa train {system.name} [--config FILE] [--KEY VALUE ...] [--dry-run]"
-    description = f"{system.title}: {system.description}"
-    parser = SettingsParser(system.settings, usage=usage, description=description)
+def add_systems(parser: Parser, systems: Collection[System]) -> None:
+    """Give a parser a subcommand for every system, with flags for the settings of these."""
+    subcommands = parser.add_subcommands(required=True, dest="system")
+    for system in SYSTEMS.values():
+        own = _own_parser(system) if system in systems else Parser()
+        description = system.description[0].lower() + system.description[1:].rstrip(".")
+        subcommands.add_subcommand(system.name, own, help=description)
+
+
+def _own_parser(system: System) -> Parser:
+    usage = f"rocketqa train {system.name} [--config FILE|PRESET] [--KEY VALUE ...] [--dry-run]"
+    return system_parser(system, usage, f"{system.title}: {system.description}")
+
+
+def system_parser(system: System, usage: str, description: str) -> SettingsParser:
+    """A parser with the settings of a system and the flags that select its steps."""
+    parser = SettingsParser(system.settings, system.name, usage=usage, description=description)
     parser.add_argument("--from-stage", "--from_stage", type=str, metavar="STEP", help=FROM_STAGE)
     parser.add_argument(
         "--until-stage", "--until_stage", type=str, metavar="STEP", help="end after this step"

@@ -25,7 +25,7 @@ def test_help_imports_no_paddle(tmp_path):
     code = f"""
 import contextlib, io, sys
 from rocketqa_paddle.commands import cli
-for command in {["", "train", "train rocketqav2", "compare", *cli.COMMANDS]!r}:
+for command in {["", "train", "train rocketqav2", "compare", "demo", *cli.COMMANDS]!r}:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:

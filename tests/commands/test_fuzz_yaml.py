@@ -17,7 +17,7 @@ from mutations import changed, damaged
 from rocketqa_paddle.commands import cli
 from rocketqa_paddle.settings import RunSettings
 
-CONFIGS = sorted((toy.ROOT / "examples" / "configs").glob("*.yaml"))
+CONFIGS = sorted((toy.ROOT / "rocketqa_paddle" / "presets").glob("*.yaml"))
 FUZZ = {"suppress_health_check": list(HealthCheck), "deadline": None, "phases": (Phase.generate,)}
 """Failures are not made smaller, which would take minutes."""
 

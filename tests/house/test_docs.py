@@ -12,6 +12,7 @@ import pytest
 import toy
 
 import rocketqa_paddle
+from rocketqa_paddle import presets
 from rocketqa_paddle.systems import SYSTEMS
 
 PACKAGE = Path(rocketqa_paddle.__file__).parent
@@ -46,12 +47,11 @@ def test_the_table_of_systems_is_the_registry():
     assert rows == [[f"`{system.name}`", system.title, system.description] for system in SYSTEMS.values()]
 
 
-def test_the_page_of_systems_has_every_system_and_its_configs():
+def test_the_page_of_systems_has_every_system_and_its_presets():
     rows = {row[0].strip("`"): row[2] for row in table(read("docs/systems.md"), "| system | steps |")}
     assert [*rows] == [*SYSTEMS]
-    for name, configs in rows.items():
-        files = {path.name for path in (toy.ROOT / "examples" / "configs").glob(f"{name}-*.yaml")}
-        assert set(re.findall(r"`([\w.-]+)`", configs)) == files
+    for name, named in rows.items():
+        assert set(re.findall(r"`([\w.-]+)`", named)) == {*presets.names(name)}
 
 
 def test_the_house_is_listed_in_the_order_of_its_imports():
@@ -89,7 +89,11 @@ def test_the_new_names_are_those_of_the_settings():
 
 @pytest.mark.parametrize(
     "path",
-    [toy.ROOT / "README.md", *(toy.ROOT / "docs").glob("*.md"), *(toy.ROOT / "examples").rglob("*.yaml")],
+    [
+        toy.ROOT / "README.md",
+        *(toy.ROOT / "docs").glob("*.md"),
+        *(toy.ROOT / "rocketqa_paddle").rglob("*.yaml"),
+    ],
     ids=lambda path: path.name,
 )
 def test_old_names_are_gone(path):

@@ -1,11 +1,9 @@
-"""The script and the configs that users run, as they run them."""
+"""The scripts that users of a checkout run, as they run them."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import re
 import sys
 
 import pytest
@@ -13,10 +11,7 @@ import toy
 import yaml
 
 from rocketqa_paddle import checkpoints
-from rocketqa_paddle.commands import cli
-from rocketqa_paddle.commands.comparison.settings import row_settings
 from rocketqa_paddle.search.index import VectorIndex
-from rocketqa_paddle.systems import SYSTEMS
 
 TRAINED_BY = {
     "train_joint": "rocketqav2",
@@ -27,7 +22,6 @@ TRAINED_BY = {
 """The system that a script trains."""
 SCRIPTS = {name: toy.ROOT / "examples" / f"{name}.sh" for name in TRAINED_BY}
 SCRIPT = SCRIPTS["train_joint"]
-CONFIGS = sorted((toy.ROOT / "examples" / "configs").glob("*.yaml"))
 
 
 def write_config(path, output, data) -> None:
@@ -104,70 +98,15 @@ def test_the_script_on_two_processes(data, tmp_path):
     assert "| system" not in logs[1]  # told once
 
 
-def stub(folder) -> os.PathLike:
-    """A `python` that writes down what it is asked to run; `find_spec` fails where FOLDER/scratch is."""
-    path = folder / "python"
-    path.write_text(
-        f'#!/usr/bin/env bash\nexec >> {folder}/calls\nprintf "%s\\x1f" "$PWD" "$@"\nprintf "\\n"\n'
-        f'case "$2" in *find_spec*) [ ! -e {folder}/scratch ];; esac\n'
-    )
-    path.chmod(0o755)
-    return path
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize("init", ["weights", "scratch"])
-def test_the_demo_trains_then_searches(tmp_path, monkeypatch, rank, init, name):
-    """Without running it: which commands it would run, and that the real parser takes them."""
-    python = stub(tmp_path)
-    (tmp_path / init).touch()
-    if not (toy.ROOT / "data" / "pydocs").is_dir() and rank == "1":
-        pytest.skip("rank 1 would wait for data/pydocs, which is not built")
-    done = toy.run(SCRIPTS[name], cwd=tmp_path, PYTHON=str(python), PADDLE_TRAINER_ID=rank)
+def test_without_arguments_a_script_is_the_demo(tmp_path, name):
+    """With a `python` that writes down what it is asked to run, and where."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/usr/bin/env bash\necho "$PWD" "$@" > {tmp_path}/call\n')
+    python.chmod(0o755)
+    done = toy.run(SCRIPTS[name], cwd=tmp_path, PYTHON=str(python))
     assert done.returncode == 0, done.stderr
-    calls = [line.split("\x1f")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
-    assert {folder for folder, *_ in calls} == {str(toy.ROOT)}
-    commands = [words[2:] for _, *words in calls if words[:2] == ["-m", "rocketqa_paddle"]]
-    assert [words[0] for words in commands] == (["train", "search"] if rank == "0" else ["train"])
-    monkeypatch.chdir(toy.ROOT)
-    calls = [cli.parse(words) for words in commands]
-    system, trained, _ = calls[0].args
-    assert system.name == TRAINED_BY[name]
-    assert ("package:" in trained.retriever.init) == (init == "weights")
-    if rank == "0":
-        assert calls[1].keywords["checkpoint"] == f"{trained.output}/best"
-        assert len(calls[1].keywords["query"]) == 3
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_read_by_the_real_parser(path, monkeypatch):
-    monkeypatch.chdir(toy.ROOT)
-    name = path.stem.partition("-")[0]
-    if name == "compare":
-        settings = cli.parse(["compare", "--config", str(path)]).args[0]
-        for row in settings.systems:  # as each will train
-            row_settings(settings, row)
-    else:
-        system, settings, _ = cli.parse(["train", name, "--config", str(path)]).args
-        assert (system.name, type(settings)) == (name, SYSTEMS[name].settings)
-    check_settings(yaml.safe_load(path.read_text(encoding="utf-8")), dataclasses.asdict(settings))
-    for name in re.findall(r"(?:examples|data/pydocs)[\w/.-]+\.(?:yaml|sh|py|tsv)", path.read_text()):
-        assert (toy.ROOT / name).exists(), name
-
-
-def check_settings(written, read) -> None:
-    """Every value of the file arrived."""
-    for key, value in written.items():
-        if isinstance(value, dict):
-            check_settings(value, read[key])
-        else:
-            assert read[key] == value, key
-
-
-def test_there_are_configs():
-    assert [path.stem for path in CONFIGS if "pydocs" in path.stem]
-    assert {f"{system}-pydocs" for system in SYSTEMS} <= {path.stem for path in CONFIGS}
+    assert (tmp_path / "call").read_text() == f"{toy.ROOT} -m rocketqa_paddle demo {TRAINED_BY[name]}\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=list(SCRIPTS))
@@ -176,3 +115,10 @@ def test_the_scripts_are_executable_and_sound(script):
     for path in (script, script.with_name("train.sh")):
         done = toy.run("bash", "-n", path, cwd=toy.ROOT)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_builder_of_the_demos_data(tmp_path):
+    done = toy.run(
+        sys.executable, toy.ROOT / "examples" / "build_pydocs.py", "--max-passages", "0", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (1, "error: max_passages=0, expected at least 1\n")

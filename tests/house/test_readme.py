@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import command_line
 import pytest
 import toy
 
+from rocketqa_paddle import presets
 from rocketqa_paddle.checkpoints.formats import reference
 from rocketqa_paddle.commands import cli
 from rocketqa_paddle.data.candidates import gathered, write_hits
@@ -68,6 +69,10 @@ SCRIPTS = {
 }
 
 
+LONG = ("train", "compare", "demo")
+"""Commands that train."""
+
+
 def commands() -> Iterator[tuple[str, ...]]:
     """Every command of every page, once."""
     yield from dict.fromkeys(tuple(words) for path in PAGES for words in SHELL[path])
@@ -75,11 +80,17 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 def runnable(path: Path) -> list[list[str]]:
     """The commands of a page that finish in no time; test_examples.py trains."""
-    return [words for words in SHELL[path] if words[0] == "rocketqa" and words[1] not in ("train", "compare")]
+    return [words for words in SHELL[path] if words[0] == "rocketqa" and words[1] not in LONG]
 
 
-def rocketqa_arguments(words: tuple[str, ...]) -> tuple[str, ...] | None:
+def split_redirection(words: Sequence[str]) -> tuple[Sequence[str], str]:
+    """A command, and the file that its output goes to."""
+    return (words[:-2], words[-1]) if ">" in words else (words, "")
+
+
+def rocketqa_arguments(words: Sequence[str]) -> Sequence[str] | None:
     """What follows `rocketqa`, also where the script or fleetrun calls it; None for another program."""
+    words, _ = split_redirection(words)
     if words[0] == "rocketqa":
         return words[1:]
     if "rocketqa)" in words:  # fleetrun ... $(which rocketqa) ...
@@ -188,10 +199,10 @@ def test_commands_parse(words, monkeypatch, tmp_path_factory):
             targets = re.findall(r"^([\w-]+):", (toy.ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             assert set(words[1:]) <= set(targets)
         return
-    if "FILE" in arguments:
+    if files := {"FILE", "my.yaml"} & {*arguments}:
         placeholder = tmp_path_factory.mktemp("config") / "FILE.yaml"
         placeholder.write_text("output: out\ndata: {folder: data}\n")
-        arguments = tuple(str(placeholder) if word == "FILE" else word for word in arguments)
+        arguments = tuple(str(placeholder) if word in files else word for word in arguments)
     assert callable(parsed(arguments))
     for word in words:
         if word.startswith(("examples/", "checkpoints/")):
@@ -204,8 +215,12 @@ def test_commands_run(path, demo, monkeypatch, capsys):
     needed(path)
     monkeypatch.chdir(demo)
     for words in runnable(path):
-        cli.main(words[1:])
-        assert capsys.readouterr().out.strip(), words
+        command, file = split_redirection(words)
+        cli.main(command[1:])
+        told = capsys.readouterr().out
+        assert told.strip(), words
+        if file:
+            Path(file).write_text(told)
 
 
 # Names and links -----------------------------------------------------------------------------------
@@ -230,26 +245,25 @@ def test_the_readme_links_to_every_page():
     assert {name(path) for path in PAGES[1:]} <= set(re.findall(r"\]\(([^)#]+)", TEXTS[README]))
 
 
-def test_files_exist_and_every_config_is_named():
+def test_files_exist_and_every_preset_is_named():
     for path in re.findall(r"`((?:examples|checkpoints|tests|rocketqa_paddle)/[\w./-]*)`", TEXT):
         assert (toy.ROOT / path).exists(), path
-    named = {
-        span for span in SPANS if re.fullmatch(r"(?:rocketqav2|rocketqa|pair|ar2|compare)-.*\.yaml", span)
-    }
-    named |= {path.name for path in map(Path, re.findall(r"examples/configs/[\w-]+\.yaml", TEXT))}
-    assert named == {path.name for path in (toy.ROOT / "examples" / "configs").iterdir()}
+    kinds = "|".join({name.partition("-")[0] for name in presets.names()})
+    named = {span for span in SPANS if re.fullmatch(rf"(?:{kinds})-[a-z]+", span)}
+    assert named | set(re.findall(r"--config ([\w-]+-[a-z]+)", TEXT)) == {*presets.names()}
 
 
 def test_the_commands_they_speak_of_exist():
     spoken = {word for span in SPANS for word in re.findall(r"^rocketqa (\w+)", span)}
     assert "train" in spoken
-    assert spoken - {"COMMAND"} <= {"train", "compare", *cli.COMMANDS}
+    assert spoken - {"COMMAND"} <= {*LONG, *cli.COMMANDS}
 
 
 def test_the_flags_they_speak_of_exist(capsys):
     for words in [
         *(["train", system] for system in SCRIPTS.values()),
         ["compare"],
+        ["demo"],
         *([name] for name in cli.COMMANDS),
     ]:
         with pytest.raises(SystemExit):

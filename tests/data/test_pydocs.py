@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "build_pydocs.py"
+from rocketqa_paddle.data.pydocs import QUESTIONS, build, collection, items, python_roots
+
 REST = "It takes care of the details that a caller would rather not think about."
 
 ALPHA = '''
@@ -74,17 +72,6 @@ def signature(x) -> None:
 '''
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """The script as a module; it is not part of the package."""
-    spec = importlib.util.spec_from_file_location("build_pydocs", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_tree(root: Path, files: Mapping[str, str]) -> Path:
     """Write source files under `root`."""
     for name, text in files.items():
@@ -139,8 +126,8 @@ def pairs(out: Path, *splits: str) -> dict[str, str]:
 SPLITS = ("train", "dev", "test")
 
 
-def test_first_sentence_is_the_query_and_the_rest_the_passage(script, tree, tmp_path):
-    script.build([tree], tmp_path / "out")
+def test_first_sentence_is_the_query_and_the_rest_the_passage(tree, tmp_path):
+    build([tree], tmp_path / "out")
     queries, texts = pairs(tmp_path / "out", *SPLITS), passages(tmp_path / "out")
     assert queries["alpha.plain"] == "Turn a number into its name."
     assert texts["alpha.plain"] == (
@@ -153,21 +140,21 @@ def test_first_sentence_is_the_query_and_the_rest_the_passage(script, tree, tmp_
     assert queries["beta.repeats.signature"] == "Skip a signature at the start."
 
 
-def test_one_sentence_is_a_passage_without_a_query(script, tree, tmp_path):
-    script.build([tree], tmp_path / "out")
+def test_one_sentence_is_a_passage_without_a_query(tree, tmp_path):
+    build([tree], tmp_path / "out")
     assert passages(tmp_path / "out")["alpha.lonely"] == "Say a single sentence only."
     assert "alpha.lonely" not in pairs(tmp_path / "out", *SPLITS)
 
 
-def test_private_and_undocumented_names_and_tests_stay_out(script, tree, tmp_path):
-    script.build([tree], tmp_path / "out")
+def test_private_and_undocumented_names_and_tests_stay_out(tree, tmp_path):
+    build([tree], tmp_path / "out")
     names = passages(tmp_path / "out").keys()
     assert not [name for name in names if "_hidden" in name or "_inner" in name or "undocumented" in name]
     assert {name.split(".")[0] for name in names} == {"alpha", "beta"}
 
 
-def test_repeats_are_skipped(script, tree, tmp_path):
-    script.build([tree], tmp_path / "out")
+def test_repeats_are_skipped(tree, tmp_path):
+    build([tree], tmp_path / "out")
     queries, texts = pairs(tmp_path / "out", *SPLITS), passages(tmp_path / "out")
     assert "beta.repeats.same_query" not in texts
     assert "beta.repeats.equals_a_query" not in texts
@@ -178,32 +165,32 @@ def test_repeats_are_skipped(script, tree, tmp_path):
     assert not set(queries.values()) & set(texts.values())
 
 
-def test_a_passage_does_not_hold_its_own_query(script, tree, tmp_path):
-    script.build([tree], tmp_path / "out")
+def test_a_passage_does_not_hold_its_own_query(tree, tmp_path):
+    build([tree], tmp_path / "out")
     queries, texts = pairs(tmp_path / "out", *SPLITS), passages(tmp_path / "out")
     assert "beta.repeats.says_it_twice" in texts
     assert "beta.repeats.says_it_twice" not in queries
     assert not [name for name, query in queries.items() if query.rstrip(".").lower() in texts[name].lower()]
 
 
-def test_unicode_survives_and_lines_stay_whole(script, tree, tmp_path):
-    script.build([tree], tmp_path / "out")
+def test_unicode_survives_and_lines_stay_whole(tree, tmp_path):
+    build([tree], tmp_path / "out")
     assert pairs(tmp_path / "out", *SPLITS)["alpha.café"] == "Brew a cup of café crème."
     text = passages(tmp_path / "out")["alpha.café"]
     assert text == "Der Kaffee wird heiß — mit Zucker, Milch und tabs ."
 
 
-def test_files_that_do_not_parse_are_counted_and_named(script, tree, tmp_path):
-    summary = script.build([tree], tmp_path / "out")
+def test_files_that_do_not_parse_are_counted_and_named(tree, tmp_path):
+    summary = build([tree], tmp_path / "out")
     assert summary.unreadable == ["broken.py", "nul.py"]
     assert "2 skipped as unreadable" in str(summary)
     assert "broken.py" in str(summary)
 
 
-def test_format_of_the_files(script, tree, tmp_path):
-    summary = script.build([tree], tmp_path / "out")
+def test_format_of_the_files(tree, tmp_path):
+    summary = build([tree], tmp_path / "out")
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == set(script.FILES)
+    assert {path.name for path in out.iterdir()} == {collection.RECORD, *collection.FILES}
     ids = [number for number, _ in rows(out / "para.txt")]
     assert ids == [str(number) for number in range(summary.passages)]
     assert ids == [number for number, _ in rows(out / "para.title.txt")]
@@ -215,65 +202,65 @@ def test_format_of_the_files(script, tree, tmp_path):
         assert {passage for _, passage in judged} <= set(ids)
 
 
-def test_splits_share_no_module_and_keep_their_shares(script, tmp_path):
+def test_splits_share_no_module_and_keep_their_shares(tmp_path):
     root = write_tree(tmp_path / "src", many_modules(20))
-    summary = script.build([root], tmp_path / "out")
+    summary = build([root], tmp_path / "out")
     modules = [{name.split(".")[0] for name in pairs(tmp_path / "out", split)} for split in SPLITS]
     assert all(modules)
     assert sum(map(len, modules)) == len(set.union(*modules)) == 20
     total = sum(summary.pairs.values())
-    for split, share in script.SHARES.items():
+    for split, share in collection.SHARES.items():
         assert abs(summary.pairs[split] - share * total) <= 3
 
 
-def test_a_large_package_is_divided_by_its_modules(script, tmp_path):
+def test_a_large_package_is_divided_by_its_modules(tmp_path):
     inside = {f"big/{name.replace('/', '_')}": text for name, text in many_modules(20).items()}
-    script.build([write_tree(tmp_path / "src", inside)], tmp_path / "out")
+    build([write_tree(tmp_path / "src", inside)], tmp_path / "out")
     modules = [{".".join(name.split(".")[:2]) for name in pairs(tmp_path / "out", s)} for s in SPLITS]
     assert all(modules)
     assert sum(map(len, modules)) == len(set.union(*modules)) == 20
 
 
-def test_twins_belong_to_one_split(script):
-    assert script.family("posixpath.split") == script.family("ntpath.split") == script.family("os.walk")
-    assert script.family("_pydecimal.Decimal.sqrt") == script.family("decimal.Decimal") == "decimal"
+def test_twins_belong_to_one_split():
+    assert items.family("posixpath.split") == items.family("ntpath.split") == items.family("os.walk")
+    assert items.family("_pydecimal.Decimal.sqrt") == items.family("decimal.Decimal") == "decimal"
 
 
-def test_same_input_same_bytes(script, tmp_path):
+def test_same_input_same_bytes(tmp_path):
     root = write_tree(tmp_path / "src", many_modules(12) | {"alpha.py": ALPHA})
     for out in ("one", "two"):
-        script.build([root], tmp_path / out)
-    for name in script.FILES:
+        build([root], tmp_path / out)
+    for name in collection.FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_max_passages_keeps_a_sample_with_the_same_splits(script, tmp_path):
+def test_max_passages_keeps_a_sample_with_the_same_splits(tmp_path):
     root = write_tree(tmp_path / "src", many_modules(20))
-    script.build([root], tmp_path / "all")
-    summary = script.build([root], tmp_path / "few", max_passages=15)
+    build([root], tmp_path / "all")
+    summary = build([root], tmp_path / "few", max_passages=15)
     assert summary.passages == len(rows(tmp_path / "few" / "para.txt")) == 15
     for split in SPLITS:
         assert pairs(tmp_path / "few", split).items() <= pairs(tmp_path / "all", split).items()
 
 
-def test_max_passages_prefers_the_first_root_and_pairs(script, tmp_path):
+def test_max_passages_prefers_the_first_root_and_pairs(tmp_path):
     first = write_tree(tmp_path / "first", {"alpha.py": ALPHA})
     second = write_tree(tmp_path / "second", many_modules(20))
-    alone = script.build([first], tmp_path / "alone")
+    alone = build([first], tmp_path / "alone")
     titles = {row[1] for row in rows(tmp_path / "alone" / "para.title.txt")}
-    both = script.build([first, second], tmp_path / "both", max_passages=alone.passages + 4)
+    both = build([first, second], tmp_path / "both", max_passages=alone.passages + 4)
     assert titles < {row[1] for row in rows(tmp_path / "both" / "para.title.txt")}
     assert sum(both.pairs.values()) == sum(alone.pairs.values()) + 4
 
 
-def test_natural_questions(script, tree, tmp_path):
+def test_natural_questions(tree, tmp_path):
     questions = tmp_path / "questions.tsv"
     questions.write_text(
         "# question, names\nhow do I boil water\talpha.waits beta.repeats.same_passage gone.name\n"
         "\nwhere is it\tgone.name\n",
         encoding="utf-8",
     )
-    summary = script.build([tree], tmp_path / "out", questions)
+    summary = build([tree], tmp_path / "out", questions)
     assert (summary.questions, summary.dropped_questions) == (1, 1)
     out = tmp_path / "out"
     [[query, text]] = rows(out / "natural.query.txt")
@@ -284,62 +271,72 @@ def test_natural_questions(script, tree, tmp_path):
     assert [titles[passage] for _, passage in judged] == ["alpha.waits", "beta.repeats.same_passage"]
 
 
-def test_topics_give_what_is_written_in_c(script, tmp_path):
+def test_topics_give_what_is_written_in_c(tmp_path):
     entry = (
         "str.shout()\n\n   Return the string in a loud voice. Every letter is made as large as it can be.\n\n"
     )
     source = f"topics = {{'string-methods': {('Methods' + chr(10) * 2 + entry)!r}}}\n"
     root = write_tree(tmp_path / "src", {"pydoc_data/topics.py": source})
-    script.build([root], tmp_path / "out")
+    build([root], tmp_path / "out")
     assert pairs(tmp_path / "out", *SPLITS) == {"str.shout": "Return the string in a loud voice."}
 
 
-def test_an_earlier_build_is_replaced_and_nothing_else(script, tree, tmp_path):
+def test_an_earlier_build_is_replaced_and_nothing_else(tree, tmp_path):
     out = tmp_path / "data" / "out"
-    script.build([tree], out)
-    script.build([tree], out)
+    build([tree], out)
+    build([tree], out)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     (out / "notes.md").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"did not write: notes\.md"):
-        script.build([tree], out)
+    with pytest.raises(ValueError, match=r"holds notes\.md, which would be lost"):
+        build([tree], out)
     assert (out / "notes.md").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_failed_write_leaves_nothing(script, tmp_path):
+def test_a_collection_of_somebody_else_is_not_replaced(tree, tmp_path):
+    out = write_tree(tmp_path / "mine", {"para.txt": "p1\tmy text\n", "train.query.txt": "q1\tmy query\n"})
+    with pytest.raises(ValueError, match="no collection of docstrings that this project wrote"):
+        build([tree], out)
+    assert (out / "para.txt").read_text(encoding="utf-8") == "p1\tmy text\n"
+
+
+def test_a_failed_write_leaves_nothing(tree, tmp_path):
+    summary = build([tree], tmp_path / "out" / "whole")
     with pytest.raises(TypeError):
-        script.write_folder(tmp_path / "out", {"para.txt": ["0\ttext"], "para.title.txt": None})
-    assert list(tmp_path.iterdir()) == []
+        collection.write_folder(
+            tmp_path / "broken", {"para.txt": ["0\ttext"], "para.title.txt": None}, summary
+        )
+    assert not (tmp_path / "broken").exists()
 
 
-def test_errors_say_what_to_do(script, tree, tmp_path):
-    with pytest.raises(ValueError, match="is not a folder. Give folders"):
-        script.build([tmp_path / "nowhere"], tmp_path / "out")
-    with pytest.raises(ValueError, match="--max-passages is 0. Give 1 or more"):
-        script.build([tree], tmp_path / "out", max_passages=0)
-    with pytest.raises(ValueError, match="No docstring of two sentences"):
-        script.build([write_tree(tmp_path / "empty", {"a.py": "x = 1\n"})], tmp_path / "out")
+def test_errors_say_what_to_do(tree, tmp_path):
+    with pytest.raises(ValueError, match="is not a folder: give folders"):
+        build([tmp_path / "nowhere"], tmp_path / "out")
+    with pytest.raises(ValueError, match="max_passages=0, expected at least 1"):
+        build([tree], tmp_path / "out", max_passages=0)
+    with pytest.raises(ValueError, match="no docstring of two sentences"):
+        build([write_tree(tmp_path / "empty", {"a.py": "x = 1\n"})], tmp_path / "out")
     questions = write_tree(tmp_path, {"q.tsv": "no tab here\n"}) / "q.tsv"
-    with pytest.raises(ValueError, match="line 1: 'no tab here' is not a question"):
-        script.build([tree], tmp_path / "out", questions)
+    with pytest.raises(ValueError, match=r"q\.tsv:1: 'no tab here' is not a question"):
+        build([tree], tmp_path / "out", questions)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_questions_file_is_well_formed(script):
-    questions = script.read_questions(script.QUESTIONS)
-    assert script.QUESTIONS.read_text(encoding="utf-8").startswith("#")
+def test_the_questions_file_is_well_formed():
+    questions = collection.read_questions(QUESTIONS)
+    assert QUESTIONS.read_text(encoding="utf-8").startswith("#")
     assert len(questions) >= 100
     assert len({question for question, _ in questions}) == len(questions)
     assert all(len(names) == len(set(names)) for _, names in questions)
 
 
-def test_a_package_as_root_keeps_its_name(script, tmp_path):
+def test_a_package_as_root_keeps_its_name(tmp_path):
     root = write_tree(tmp_path / "site", {"box/__init__.py": "", "box/alpha.py": ALPHA})
-    script.build([root / "box"], tmp_path / "out")
+    build([root / "box"], tmp_path / "out")
     titles = {row[1] for row in rows(tmp_path / "out" / "para.title.txt")}
     assert titles
     assert all(title.startswith("box.") for title in titles)
 
 
-def test_a_package_that_is_not_installed_is_named(script):
+def test_a_package_that_is_not_installed_is_named():
     with pytest.raises(ValueError, match="no_such_package"):
-        script.python_roots(["no_such_package"])
+        python_roots(["no_such_package"])
