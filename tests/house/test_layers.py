@@ -16,7 +16,8 @@ import rocketqa_paddle
 PACKAGE = Path(rocketqa_paddle.__file__).parent
 ORDER = (
     *("records", "settings", "runtime", "networks", "losses", "contrastive", "data", "checkpoints", "search"),
-    *("evaluation", "mining", "training", "runs", "systems", "toolkit", "serve", "commands", "__main__"),
+    *("evaluation", "mining", "training", "runs", "systems", "toolkit", "mteb", "serve", "commands"),
+    "__main__",
 )
 """The folders and files of the package, in the order of their imports."""
 
