@@ -14,6 +14,7 @@ TENSORBOARD, VISUALDL = ["tensorboardX>=2.6.2"], ["visualdl>=2.5.3"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
 SERVE = ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20", "orjson>=3.10"]
 COMPLETION = ["shtab>=1.7", "jsonargparse[signatures]>=4.48"]
+CLIENTS = ["openai>=2", "cohere>=6", "huggingface_hub>=1", "langchain-openai>=1"]
 EXTRAS = {
     # Numba compiles the loops between Paddle's matrix products.
     "cpu": ["paddlepaddle>=3.0", "faiss-cpu>=1.8", "numba>=0.60"],
@@ -25,6 +26,8 @@ EXTRAS = {
     "milvus": MILVUS,
     # The HTTP service.
     "serve": SERVE,
+    # Clients of other projects, which the tests of the service use.
+    "clients": CLIENTS,
     # PaddleNLP 2.8.1 imports only with these.
     "paddlenlp": [
         "paddlenlp==2.8.1",
@@ -45,7 +48,7 @@ EXTRAS = {
     # `rocketqa completion`.
     "completion": COMPLETION,
     "dev": [
-        *(*REPORT, *ONNX, *MILVUS, *SERVE, *TENSORBOARD, *VISUALDL, *COMPLETION),
+        *(*REPORT, *ONNX, *MILVUS, *SERVE, *CLIENTS, *TENSORBOARD, *VISUALDL, *COMPLETION),
         *("pytest>=8", "hypothesis>=6", "httpx2>=2", "ruff>=0.6", "build>=1", "twine>=5"),
     ],
 }

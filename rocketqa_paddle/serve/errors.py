@@ -21,12 +21,12 @@ STATUS: dict[Kind, int] = {
 }
 """The HTTP status of each kind, unless a refusal has another one."""
 _FAMILIES: dict[str, Family] = {
-    "/v1/embeddings": "openai",
-    "/embeddings": "openai",
-    "/v1/models": "openai",
     "/v1/rerank": "cohere",
-    "/v2/rerank": "cohere",
+    "/v2/": "cohere",
+    "/v1/": "openai",
+    "/embeddings": "openai",
 }
+"""Whose endpoints begin like this; the first that fits counts."""
 _OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -53,7 +53,7 @@ def family_of(path: str, body: Any = None) -> Family:
     """Tell which clients send requests like this one."""
     if path == "/rerank" and isinstance(body, Mapping) and "documents" in body:
         return "cohere"
-    return _FAMILIES.get(path, "tei")
+    return next((family for start, family in _FAMILIES.items() if path.startswith(start)), "tei")
 
 
 def shaped(family: Family, refused: Refused) -> tuple[int, dict[str, Any]]:

@@ -14,7 +14,7 @@ from rocketqa_paddle.serve.errors import Refused, family_of, shaped
 from rocketqa_paddle.settings import Settings, at_least
 
 OPEN_PATHS = ("/", "/health", "/ping", "/metrics")
-"""What needs no key: the page, which asks for one, and what machines look at."""
+"""What is read without a key: the page, which asks for one, and what machines look at."""
 _BODY_SECONDS = 60.0
 
 
@@ -87,7 +87,8 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        if self._keys and scope["path"] not in OPEN_PATHS:
+        is_open = scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD")
+        if self._keys and not is_open:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
             if scheme.lower() != b"bearer" or not any(matches):

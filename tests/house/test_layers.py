@@ -16,7 +16,8 @@ import rocketqa_paddle
 PACKAGE = Path(rocketqa_paddle.__file__).parent
 ORDER = (
     *("records", "settings", "runtime", "networks", "losses", "contrastive", "data", "checkpoints", "search"),
-    *("evaluation", "mining", "training", "runs", "systems", "presets", "toolkit", "serve", "commands"),
+    *("evaluation", "mining", "training", "runs", "systems", "presets", "toolkit", "mteb", "serve"),
+    "commands",
     "__main__",
 )
 """The folders and files of the package, in the order of their imports."""

@@ -69,7 +69,7 @@ SCRIPTS = {
 }
 
 
-LONG = ("train", "compare", "demo")
+LONG = ("train", "compare", "demo", "serve")
 """Commands that train."""
 
 
@@ -79,7 +79,7 @@ def commands() -> Iterator[tuple[str, ...]]:
 
 
 def runnable(path: Path) -> list[list[str]]:
-    """The commands of a page that finish in no time; test_examples.py trains."""
+    """The commands of a page that finish in no time; test_examples.py trains, tests/serve/ serves."""
     return [words for words in SHELL[path] if words[0] == "rocketqa" and words[1] not in LONG]
 
 
@@ -164,7 +164,11 @@ def needed(path: Path) -> None:
         pytest.importorskip("milvus_lite", reason="needs the extra milvus")
 
 
-@pytest.mark.parametrize("path", [path for path in TEXTS if fences(TEXTS[path], "python")], ids=name)
+PYTHON = [path for path in TEXTS if fences(TEXTS[path], "python") and path.name != "serving.md"]
+"""The pages with examples; those of clients need a server, see tests/serve/test_clients.py."""
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name)
 def test_python_runs(path, demo, monkeypatch):
     """Block after block in one namespace, as a reader would paste them."""
     needed(path)

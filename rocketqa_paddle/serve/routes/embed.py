@@ -151,6 +151,14 @@ async def similarity(request: Request, service: Served, asked: SimilarityRequest
     return json_answer(await service.answer(request, "batch", compare))
 
 
+@router.post("/", responses={200: {"model": list[list[float]] | list[float]}})
+async def infer(request: Request, service: Served, asked: EmbedRequest | SimilarityRequest) -> Response:
+    """Answer as /embed or /similarity, for clients that know the address of a service alone."""
+    if isinstance(asked, SimilarityRequest):
+        return await similarity(request, service, asked)
+    return await embed(request, service, asked)
+
+
 @router.post("/tokenize", responses={200: {"model": list[list[Token]]}})
 async def tokenize(request: Request, service: Served, asked: TokenizeRequest) -> Response:
     """Return the tokens of texts as the model reads them, before they are cut."""

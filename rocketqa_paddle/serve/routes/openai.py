@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -102,11 +103,23 @@ async def embeddings(request: Request, service: Served, asked: EmbeddingsRequest
 @router.get("/v1/models", responses={200: {"model": ModelList}})
 async def models(service: Served) -> Response:
     """List the models: the two towers of a retriever, and a re-ranker."""
-    names = [*_towers(service), *([f"{service.models.name}-reranker"] if service.models.reranker else [])]
-    data = [
-        {"id": name, "object": "model", "created": _STARTED, "owned_by": "rocketqa_paddle"} for name in names
-    ]
-    return json_answer({"object": "list", "data": data})
+    return json_answer({"object": "list", "data": [_described(name) for name in _names(service)]})
+
+
+@router.get("/v1/models/{name}", responses={200: {"model": Model}})
+async def model(service: Served, name: str) -> Response:
+    """Describe one of the models."""
+    if name not in (names := _names(service)):
+        raise _unknown(name, names)
+    return json_answer(_described(name))
+
+
+def _names(service: Service) -> list[str]:
+    return [*_towers(service), *([f"{service.models.name}-reranker"] if service.models.reranker else [])]
+
+
+def _described(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "rocketqa_paddle"}
 
 
 def _towers(service: Service) -> dict[str, Side]:
@@ -117,9 +130,14 @@ def _towers(service: Service) -> dict[str, Side]:
 def _side_of(service: Service, model: str | None) -> Side:
     towers = _towers(service)
     if towers and model not in towers:
-        message = f"model {(model or '')[:80]!r} is not served here, but {' and '.join(towers)} are"
-        raise Refused("Validation", message, status=404, reason="model_type", code="model_not_found")
+        raise _unknown(model, towers)
     return towers.get(model, "passage")  # without a retriever, the service says so
+
+
+def _unknown(model: str | None, served: Iterable[str]) -> Refused:
+    names = " and ".join(served)
+    message = f"model {(model or '')[:80]!r} is not served here: choose from {names}"
+    return Refused("Validation", message, status=404, reason="model_type", code="model_not_found")
 
 
 def _encoded(vector: np.ndarray, form: str) -> np.ndarray | str:
