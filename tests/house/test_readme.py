@@ -70,7 +70,7 @@ SCRIPTS = {
 
 
 LONG = ("train", "compare", "demo", "serve")
-"""Commands that train."""
+"""Commands that take a while, or go on until they are stopped."""
 
 
 def commands() -> Iterator[tuple[str, ...]]:
