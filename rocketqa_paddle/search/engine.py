@@ -219,6 +219,11 @@ class SearchEngine:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def has_bm25(self) -> bool:
+        """Whether a search may `fuse`."""
+        return isinstance(self._index, IndexFolder) and self._index.has_bm25
+
     def depth_of(self, depth: int | None) -> int:
         """How many passages a query are re-ranked where a search asks for this depth."""
         return (self.depth if depth is None else depth) if self.reranker else 0

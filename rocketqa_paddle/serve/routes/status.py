@@ -58,7 +58,12 @@ def _search_of(service: Service) -> dict[str, Any] | None:
     engine = service.models.engine
     if not engine:
         return None
-    return {"passages": len(engine), "reranker": engine.reranker is not None, "depth": engine.depth_of(None)}
+    return {
+        "passages": len(engine),
+        "reranker": engine.reranker is not None,
+        "depth": engine.depth_of(None),
+        "bm25": engine.has_bm25,
+    }
 
 
 @router.get("/health")
