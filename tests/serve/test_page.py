@@ -143,6 +143,17 @@ class Page:
         finally:
             self.browser.delete_network_conditions()
 
+    @contextmanager
+    def answering(self, answer):
+        """Let every request of pages that are opened have this answer."""
+        source = f"window.fetch = async () => new Response({json.dumps(json.dumps(answer))})"
+        run = self.browser.execute_cdp_cmd
+        made = run("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+        try:
+            yield
+        finally:
+            run("Page.removeScriptToEvaluateOnNewDocument", made)
+
 
 @pytest.fixture
 def page(chromium, address):
@@ -403,14 +414,21 @@ def test_a_search_cancels_the_one_before(page):
     assert page.one("#notice").text == "", "a search that is cancelled is no failure"
 
 
+NO_INDEX = {"served_model_name": "m", "version": "1", "search": None, "lengths": {"query": 8, "pair": 9}}
+
+
 def test_a_model_without_an_index_points_elsewhere(page):
-    answer = {"served_model_name": "m", "version": "1", "search": None, "lengths": {"query": 8, "pair": 9}}
-    code = f"window.fetch = async () => new Response({json.dumps(json.dumps(answer))})"
-    made = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": code})
-    try:
+    with page.answering(NO_INDEX):
         page.open()
-    finally:
-        page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", made)
     assert page.texts("#welcome h2") == ["No index is served here"]
     assert "POST /embed" in page.one("#welcome").text and "POST /rerank" in page.one("#welcome").text
     assert page.shown("#info") and not page.shown("#form")
+
+
+def test_options_are_there_for_what_is_served(page):
+    assert page.shown("#depth") and page.shown("#fuse")
+    search = {"passages": 1, "reranker": False, "depth": 0, "bm25": False}
+    with page.answering(NO_INDEX | {"search": search}):
+        page.open()
+    assert page.one("#served").text == "1 passage · retriever"
+    assert page.shown("#k") and not page.shown("#depth") and not page.shown("#fuse")
