@@ -350,6 +350,8 @@ def test_a_phone_scrolls_in_one_direction(page):
         page.open("#q=dog&k=100")
         assert len(page.all(".hit")) == 64
         assert page.script("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
+        wide = "return [...document.querySelectorAll('.hit *')].filter((one) => one.scrollWidth > 360).length"
+        assert page.script(wide) == 0
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
