@@ -17,6 +17,7 @@ from rocketqa_paddle.search.bm25 import BM25Index
 from rocketqa_paddle.search.retrieval import CorpusIndex
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.common.exceptions import JavascriptException, StaleElementReferenceException  # noqa: E402
 from selenium.webdriver import ActionChains  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -94,7 +95,8 @@ class Page:
         self.settle()
 
     def until(self, condition):
-        WebDriverWait(self.browser, 30, 0.02).until(lambda _: condition())
+        redrawn = (StaleElementReferenceException, JavascriptException)  # while it was being looked at
+        WebDriverWait(self.browser, 30, 0.02, redrawn).until(lambda _: condition())
 
     def settle(self):
         self.until(lambda: not self.script("return document.body.classList.contains('busy')"))
