@@ -60,6 +60,11 @@ class PassageIndex(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def has_bm25(self) -> bool:
+        """Whether `fused` and `both` work."""
+        ...
+
     def fused(
         self,
         query_ids: Sequence[str],
@@ -239,6 +244,11 @@ class SearchEngine:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def has_bm25(self) -> bool:
+        """Whether a search may `fuse`."""
+        return self._index.has_bm25
 
     def depth_of(self, depth: int | None) -> int:
         """How many passages a query are re-ranked where a search asks for this depth."""

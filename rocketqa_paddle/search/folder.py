@@ -41,6 +41,11 @@ class IndexFolder:
         """The numbers of the vectors on the disk."""
         return str(self._index.all.parts[0].dtype)
 
+    @property
+    def has_bm25(self) -> bool:
+        """Whether there is BM25, and the package for it."""
+        return self._lexical is not None
+
     def find(self, query_ids: Sequence[str], queries: np.ndarray, k: int) -> tuple[Run, Passages]:
         """Find the `k` best passages for query vectors `[queries, hidden]`; return the hits and their texts.
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -181,6 +182,11 @@ class MilvusIndex:
         names = [ids[row] for row in rows.tolist()]
         dense, lexical = (_renumbered(np.concatenate(hits), rows) for hits in zip(*blocks, strict=True))
         return Candidates(query_ids, names, dense), Candidates(query_ids, names, lexical)
+
+    @property
+    def has_bm25(self) -> bool:
+        """Whether it can be searched with BM25 as well."""
+        return self._record.has_words and importlib.util.find_spec("bm25s") is not None
 
     def need_bm25s(self, setting: str) -> None:
         """Refuse a setting that needs the package bm25s for this collection, where it is not installed."""

@@ -46,6 +46,13 @@ class TEIError(BaseModel):
     error_type: str
 
 
+class CohereError(BaseModel):
+    """An error of the endpoints of Cohere and Jina."""
+
+    message: str
+    detail: str
+
+
 TEI_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": TEIError, "description": told}
     for status, told in {
@@ -59,3 +66,10 @@ TEI_ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 """What the OpenAPI document says of errors."""
+COHERE_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": CohereError} for status in (400, 401, 413, 424, 429)
+}
+RERANK_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: described | {"model": TEIError | CohereError} for status, described in TEI_ERRORS.items()
+}
+"""Those of /rerank, whose shape depends on the request."""

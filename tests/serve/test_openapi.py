@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes of the OpenAPI document: none is answered by an error of the service itself."""
+"""Requests that schemathesis makes of the OpenAPI document: the answers are those that it announces."""
 
 from __future__ import annotations
 

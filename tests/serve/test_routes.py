@@ -304,7 +304,7 @@ def test_a_model_alone_is_served_for_what_it_can_do(
 def test_info_health_and_metrics(client: TestClient) -> None:
     info = client.get("/info").json()
     assert (info["model_id"], info["max_client_batch_size"]) == ("toy", 100)
-    assert info["search"] == {"passages": 60, "reranker": True, "depth": 20}
+    assert info["search"] == {"passages": 60, "reranker": True, "depth": 20, "bm25": False}
     assert client.get("/health").status_code == client.get("/ping").status_code == 200
 
     def counted(name: str) -> float:

@@ -11,12 +11,12 @@ from pydantic import BaseModel, Field
 from scipy.special import expit
 from starlette.responses import Response
 
-from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, Text, json_answer
+from rocketqa_paddle.serve.answers import COHERE_ERRORS, RERANK_ERRORS, TEI_ERRORS, Served, Text, json_answer
 from rocketqa_paddle.serve.errors import Refused
 from rocketqa_paddle.serve.inputs import Pair
 from rocketqa_paddle.serve.routes.embed import Cutting
 
-router = APIRouter(tags=["re-ranking"], responses=TEI_ERRORS)
+router = APIRouter(tags=["re-ranking"])
 
 
 class TextDocument(BaseModel):
@@ -92,7 +92,7 @@ class Prediction(BaseModel):
     label: Literal["LABEL_0"]
 
 
-@router.post("/rerank", responses={200: {"model": list[Rank] | CohereAnswer}})
+@router.post("/rerank", responses=RERANK_ERRORS | {200: {"model": list[Rank] | CohereAnswer}})
 async def rerank(request: Request, service: Served, asked: RerankRequest) -> Response:
     """Order texts by their relevance to a query."""
     if asked.documents is not None:
@@ -111,8 +111,8 @@ async def rerank(request: Request, service: Served, asked: RerankRequest) -> Res
     return json_answer(ranks)
 
 
-@router.post("/v1/rerank", responses={200: {"model": CohereAnswer}})
-@router.post("/v2/rerank", responses={200: {"model": CohereAnswer}})
+@router.post("/v1/rerank", responses=COHERE_ERRORS | {200: {"model": CohereAnswer}})
+@router.post("/v2/rerank", responses=COHERE_ERRORS | {200: {"model": CohereAnswer}})
 async def cohere_rerank(request: Request, service: Served, asked: CohereRequest) -> Response:
     """Order documents by their relevance to a query, in the shape of Cohere and Jina."""
     documents = [TextDocument(text=d) if isinstance(d, str) else d for d in asked.documents]
@@ -135,7 +135,7 @@ async def cohere_rerank(request: Request, service: Served, asked: CohereRequest)
     return json_answer(answer)
 
 
-@router.post("/predict", responses={200: {"model": list[Prediction] | list[list[Prediction]]}})
+@router.post("/predict", responses=TEI_ERRORS | {200: {"model": list[Prediction] | list[list[Prediction]]}})
 async def predict(request: Request, service: Served, asked: PredictRequest) -> Response:
     """Score pairs."""
     single = bool(asked.inputs) and isinstance(asked.inputs[0], str)

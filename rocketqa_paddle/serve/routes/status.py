@@ -58,11 +58,16 @@ def _search_of(service: Service) -> dict[str, Any] | None:
     engine = service.models.engine
     if not engine:
         return None
-    return {"passages": len(engine), "reranker": engine.reranker is not None, "depth": engine.depth_of(None)}
+    return {
+        "passages": len(engine),
+        "reranker": engine.reranker is not None,
+        "depth": engine.depth_of(None),
+        "bm25": engine.has_bm25,
+    }
 
 
-@router.get("/health")
-@router.get("/ping")
+@router.get("/health", response_class=Response)
+@router.get("/ping", response_class=Response)
 async def health(service: Served) -> Response:
     """Answer 200 while requests can be computed."""
     if not service.is_healthy():
