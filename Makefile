@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.demo
 	PYTHON=$(CURDIR)/$(BIN)/python examples/train_joint.sh
 
 test: lint
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -32,4 +36,4 @@ $(VENV)/.installed: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -50,7 +50,7 @@ EXTRAS = {
     "dev": [
         *(*REPORT, *ONNX, *MILVUS, *SERVE, *CLIENTS, *TENSORBOARD, *VISUALDL, *COMPLETION),
         *("pytest>=8", "hypothesis>=6", "httpx2>=2", "ruff>=0.6", "build>=1", "twine>=5"),
-        *("schemathesis>=4", "selenium>=4.20"),
+        *("schemathesis>=4", "selenium>=4.20", "mkdocs-material>=9.5"),
     ],
 }
 CLASSIFIERS = [
