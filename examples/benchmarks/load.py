@@ -2,8 +2,8 @@
 
     python examples/benchmarks/load.py --checkpoint runs/pydocs/best --data data/pydocs [--seconds 60]
 
-One client and 32 take turns for some seconds each, with the same kinds of requests: searches, and texts to
-encode or to re-rank, one or several at once. Requests a second, the 50th and 99th percentile of their time,
+One client and 32 take turns for some seconds each, with the same kinds of requests: queries to encode, searches,
+and eight passages to encode or to re-rank. Each kind is sent alone first, then all of them in random order. Requests a second, the 50th and 99th percentile of their time,
 statuses and the anonymous memory of the service are printed. At the end 300 clients crowd a service that lets
 64 wait, and one client tries again after them.
 """
@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-MIX = {"query": 8, "search": 4, "passages": 1, "rerank": 1}
-"""How many requests of each kind there are, of 14."""
+MIX = {"query": 12, "search": 6, "passages": 1, "rerank": 1}
+"""How many requests of each kind there are, of 20."""
 TURN = 10.0  # seconds of one turn
 SEVERAL = 8  # texts of a request for several
 
@@ -40,9 +40,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each side")
     settings = parser.parse_args()
-    requests = made_requests(settings.data)
+    requests = made_requests(settings.data, MIX)
     with served(settings.checkpoint) as (process, port):
         asyncio.run(warm(port, requests))
+        for kind in MIX:
+            alone = made_requests(settings.data, {kind: 1})
+            one, many = (asyncio.run(turn(port, alone, n, TURN / 2)).rate for n in (1, settings.clients))
+            print(f"{kind}: {one:.1f} and {many:.1f} requests/s, {many / one:.2f} times", flush=True)
         sides: dict[int, list[Turn]] = {1: [], settings.clients: []}
         print(f"memory {anonymous(process.pid):.0f} MB")
         for number in range(max(1, round(settings.seconds / TURN))):
@@ -75,12 +79,12 @@ def served(checkpoint: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str]
         process.wait()
 
 
-def made_requests(data: Path) -> list[bytes]:
-    """Requests of a collection in random order, as HTTP."""
+def made_requests(data: Path, mix: dict[str, int]) -> list[bytes]:
+    """Requests of a collection in random order, as HTTP; `mix` tells how many of each kind."""
     rng = random.Random(0)
     queries = [line.split("\t")[1] for line in (data / "test.query.txt").read_text().splitlines()]
     texts = [line.split("\t")[1] for line in (data / "para.txt").read_text().splitlines()]
-    kinds = rng.sample(list(MIX), counts=MIX.values(), k=sum(MIX.values()))
+    kinds = rng.sample(list(mix), counts=mix.values(), k=sum(mix.values()))
 
     def made(kind: str) -> bytes:
         query, several = rng.choice(queries), rng.sample(texts, SEVERAL)

@@ -186,10 +186,32 @@ class Attention(nn.Layer):
         return fused.attend(paddle.matmul(x, weight), bias, tokens, self.num_heads, rate)
 
 
+_JOINED: ContextVar[dict[tuple[int, ...], tuple[Tensor, Tensor]] | None] = ContextVar("joined", default=None)
+
+
+@contextmanager
+def unchanging() -> Iterator[None]:
+    """Join the weights of layers with the same input once in this block, in which no weight may change."""
+    if _JOINED.get() is not None:
+        yield
+        return
+    token = _JOINED.set({})
+    try:
+        yield
+    finally:
+        _JOINED.reset(token)
+
+
 def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor]:
     """The weights and biases of layers with the same input, as those of one layer."""
+    kept, name = _JOINED.get(), tuple(map(id, linears))
+    if kept is not None and name in kept:
+        return kept[name]
     weights, biases = ([getattr(linear, name) for linear in linears] for name in ("weight", "bias"))
-    return paddle.concat(weights, axis=1), paddle.concat(biases)
+    joined = paddle.concat(weights, axis=1), paddle.concat(biases)
+    if kept is not None:
+        kept[name] = joined
+    return joined
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from rocketqa_paddle.networks.ernie import unchanging
 from rocketqa_paddle.runtime import device
 from rocketqa_paddle.serve.metrics import Metrics
 
@@ -150,7 +151,7 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        with device.using(self._place):
+        with device.using(self._place), unchanging():
             while batch := self._next_batch():
                 batch.compute()
 
