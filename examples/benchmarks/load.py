@@ -2,10 +2,11 @@
 
     python examples/benchmarks/load.py --checkpoint runs/pydocs/best --data data/pydocs [--seconds 60]
 
-One client and 32 take turns for some seconds each, with the same kinds of requests: queries to encode, searches,
-and eight passages to encode or to re-rank. Each kind is sent alone first, then all of them in random order. Requests a second, the 50th and 99th percentile of their time,
-statuses and the anonymous memory of the service are printed. At the end 300 clients crowd a service that lets
-64 wait, and one client tries again after them.
+One client and 32 take turns for some seconds each, with the same kinds of requests: queries to encode,
+searches, and eight passages to encode or to re-rank. Each kind is sent alone first, then all of them in
+random order. Requests a second, the 50th and 99th percentile of their time, statuses and the anonymous
+memory of the service are printed. At the end 300 clients crowd a service that lets 64 wait, and one client
+tries again after them. Flags of `rocketqa serve` may follow `--`.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each side")
+    parser.add_argument("flags", nargs="*")
     settings = parser.parse_args()
     requests = made_requests(settings.data, MIX)
-    with served(settings.checkpoint) as (process, port):
+    with served(settings.checkpoint, *settings.flags) as (process, port):
         asyncio.run(warm(port, requests))
         for kind in MIX:
             alone = made_requests(settings.data, {kind: 1})
@@ -58,7 +60,7 @@ def main() -> None:
             report(f"{clients} client{'s' * (clients > 1)}", turns)
         rates = [np.mean([one.rate for one in turns]) for turns in sides.values()]
         print(f"{settings.clients} clients against one: {rates[1] / rates[0]:.2f} times the requests")
-    with served(settings.checkpoint, "--max_concurrent_requests", "64") as (_, port):
+    with served(settings.checkpoint, *settings.flags, "--max_concurrent_requests", "64") as (_, port):
         crowd = asyncio.run(turn(port, requests, 300, TURN))
         print(f"300 clients where 64 may wait: {dict(crowd.statuses)}")
         after = asyncio.run(turn(port, requests, 1, 1.0))

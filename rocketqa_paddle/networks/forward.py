@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rocketqa_paddle.networks import fused
 from rocketqa_paddle.networks.batching import Batch, collate, length_buckets, token_buckets
 from rocketqa_paddle.networks.encoders import Checkpoint
+from rocketqa_paddle.networks.ernie import unchanging
 from rocketqa_paddle.networks.tokenization import Packed
 from rocketqa_paddle.records import Group, Passage
 from rocketqa_paddle.runtime import device, distributed
@@ -223,16 +224,24 @@ def score_parts(
     return _infer_parts(checkpoint, checkpoint.network, pack, "pair", parts, count, batch_size, progress)
 
 
-def outputs(checkpoint: Checkpoint, kind: str, packed: Sequence[Packed], *, max_tokens: int) -> np.ndarray:
-    """Compute packed texts of one kind without gradient, at most `max_tokens` with their padding at once.
+@contextmanager
+def computing(
+    checkpoint: Checkpoint, kind: str, max_tokens: int
+) -> Iterator[Callable[[Sequence[Packed]], np.ndarray]]:
+    """Give a function of packed texts of one kind, without gradient, for many calls from this thread.
 
-    Returns:
-        Vectors `[rows, hidden]` for the kinds `query` and `passage`, logits `[rows]` for `pair`; float32.
+    The weights must not change in this block. In bf16 on a CPU the network is compiled first.
+
+    Args:
+        checkpoint: a model.
+        kind: `query` or `passage`, of which the function gives vectors `[rows, hidden]`, or `pair`: logits
+            `[rows]`; float32.
+        max_tokens: that are computed at once, with their padding.
     """
-    network = checkpoint.network
-    sides = {"query": "encode_queries", "passage": "encode_passages", "pair": "forward"}
-    with _evaluating(network), _computing(network, getattr(network, sides[kind]), 0) as compute:
-        return _outputs(compute, checkpoint, packed, max_tokens)
+    network, names = checkpoint.network, {"query": "encode_queries", "passage": "encode_passages"}
+    forward = getattr(network, names[kind]) if kind in names else network
+    with _evaluating(network), unchanging(), _computing(network, forward, _WORTH_COMPILING) as compute:
+        yield lambda packed: _outputs(compute, checkpoint, packed, max_tokens)
 
 
 def _infer(

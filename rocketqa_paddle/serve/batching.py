@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from rocketqa_paddle.networks.ernie import unchanging
-from rocketqa_paddle.runtime import device
 from rocketqa_paddle.serve.metrics import Metrics
 
 Row, Output = TypeVar("Row", contravariant=True), TypeVar("Output", covariant=True)
@@ -110,12 +109,15 @@ class Batcher:
     stands at the end of the queue. A job whose future is cancelled is dropped.
 
     Args:
-        place: Paddle's name of the device to compute on.
         metrics: what is told of the queue and of the batches.
+        around: makes the context in which the thread computes, such as the device. What it raises is raised
+            for all jobs.
     """
 
-    def __init__(self, place: str, metrics: Metrics) -> None:
-        self._place, self._metrics = place, metrics
+    def __init__(
+        self, metrics: Metrics, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        self._metrics, self._around = metrics, around
         self._jobs: deque[_Job] = deque()
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="rocketqa batches", daemon=True)
@@ -151,9 +153,15 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        with device.using(self._place), unchanging():
-            while batch := self._next_batch():
-                batch.compute()
+        try:
+            with self._around():
+                while batch := self._next_batch():
+                    batch.compute()
+        except BaseException as error:  # of the context: nothing can be computed
+            with self._changed:
+                self._closed = True
+                for job in self._jobs:
+                    _settle(job.future, error=error)
 
     def _next_batch(self) -> _Batch | None:
         """Wait for jobs, and take the rows of a batch; None once the batcher is closed and empty."""

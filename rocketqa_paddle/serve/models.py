@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +71,12 @@ class Models:
         return ", ".join(parts)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Compute:
-    """An operation on packed texts: vectors of queries or passages, or logits of pairs."""
+    """An operation on packed texts: vectors of queries or passages, or logits of pairs.
+
+    Its rows are computed inside of `ready`.
+    """
 
     checkpoint: Checkpoint
     kind: str
@@ -85,7 +89,13 @@ class Compute:
 
     def compute(self, rows: list[Packed]) -> np.ndarray:
         """Vectors `[rows, hidden]`, or logits `[rows]`."""
-        return forward.outputs(self.checkpoint, self.kind, rows, max_tokens=self.budget)
+        return self._computed(rows)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Prepare the network for this thread, as long as the block lasts."""
+        with forward.computing(self.checkpoint, self.kind, self.budget) as self._computed:
+            yield
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from starlette.requests import Request
 
 from rocketqa_paddle.networks.tokenization import Packed
 from rocketqa_paddle.records import Result
+from rocketqa_paddle.runtime import device
 from rocketqa_paddle.search.engine import SearchEngine, check_request, results_of
 from rocketqa_paddle.search.fusion import Fusion
 from rocketqa_paddle.serve.batching import Batcher, Computed
@@ -48,14 +50,16 @@ class Service:
     Args:
         models: what is served.
         limits: the bounds of what is answered.
+        precision: arithmetic of the networks.
     """
 
-    def __init__(self, models: Models, limits: Limits) -> None:
+    def __init__(self, models: Models, limits: Limits, precision: str = "fp32") -> None:
         self.models, self.limits, self.metrics = models, limits, Metrics()
         self.max_batch_tokens = limits.max_batch_tokens or (
             GPU_TOKENS if "gpu" in models.place else CPU_TOKENS
         )
-        self._batcher = Batcher(models.place, self.metrics)
+        self._precision = precision
+        self.dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
         self._answering = 0
         self.digest = (models.retriever or models.reranker).digest()
         self._compute = {
@@ -64,6 +68,17 @@ class Service:
             if model
             for kind in model.lengths
         }
+        self._batcher = Batcher(self.metrics, self._ready)
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The context in which the networks compute."""
+        with ExitStack() as stack:
+            stack.enter_context(device.using(self.models.place))
+            stack.enter_context(device.arithmetic(self._precision))
+            for operation in self._compute.values():
+                stack.enter_context(operation.ready())
+            yield
 
     # Requests --------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 
 import pytest
 
@@ -46,7 +47,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def batcher(metrics: Metrics) -> Iterator[Batcher]:
-    made = Batcher("cpu", metrics)
+    made = Batcher(metrics)
     yield made
     made.close()
 
@@ -130,13 +131,31 @@ def test_a_job_cancelled_between_two_of_its_batches_is_dropped(batcher: Batcher)
 
 
 def test_closing_computes_what_waits_and_takes_no_more(metrics: Metrics) -> None:
-    batcher, double = Batcher("cpu", metrics), Doubling()
+    batcher, double = Batcher(metrics), Doubling()
     jobs = [batcher.submit(double, [row]) for row in (9, 8, 7)]
     double.go()
     batcher.close()
     assert [job.result(0).results for job in jobs] == [[18], [16], [14]]
     with pytest.raises(RuntimeError, match="closed"):
         batcher.submit(double, [1])
+
+
+def test_a_context_that_fails_is_the_error_of_every_job(metrics: Metrics) -> None:
+    @contextmanager
+    def broken() -> Iterator[None]:
+        assert queued.wait(20)
+        raise ValueError("no such device")
+        yield
+
+    queued = threading.Event()
+    batcher = Batcher(metrics, broken)
+    jobs = [batcher.submit(Doubling(), [1]) for _ in range(2)]
+    queued.set()
+    for job in jobs:
+        with pytest.raises(ValueError, match="no such device"):
+            job.result(20)
+    batcher.close()
+    assert not batcher.is_alive()
 
 
 def test_no_rows_take_no_batch(batcher: Batcher) -> None:

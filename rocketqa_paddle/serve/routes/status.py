@@ -24,7 +24,7 @@ async def info(service: Served) -> Response:
     described: dict[str, Any] = {
         "model_id": models.name,
         "model_sha": service.digest,
-        "model_dtype": "float32",
+        "model_dtype": service.dtype,
         "served_model_name": models.name,
         "model_type": _type_of(model),
         "max_concurrent_requests": limits.max_concurrent_requests,
