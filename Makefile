@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint docs clean
@@ -10,7 +11,7 @@ demo: $(VENV)/.demo
 	PYTHON=$(CURDIR)/$(BIN)/python examples/train_joint.sh
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --quiet

@@ -49,7 +49,7 @@ EXTRAS = {
     "completion": COMPLETION,
     "dev": [
         *(*REPORT, *ONNX, *MILVUS, *SERVE, *CLIENTS, *TENSORBOARD, *VISUALDL, *COMPLETION),
-        *("pytest>=8", "hypothesis>=6", "httpx2>=2", "ruff>=0.6", "build>=1", "twine>=5"),
+        *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "httpx2>=2", "ruff>=0.6", "build>=1", "twine>=5"),
         *("schemathesis>=4", "selenium>=4.20", "mkdocs-material>=9.5"),
     ],
 }

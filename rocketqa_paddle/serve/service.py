@@ -55,9 +55,8 @@ class Service:
 
     def __init__(self, models: Models, limits: Limits, precision: str = "fp32") -> None:
         self.models, self.limits, self.metrics = models, limits, Metrics()
-        self.max_batch_tokens = limits.max_batch_tokens or (
-            GPU_TOKENS if "gpu" in models.place else CPU_TOKENS
-        )
+        usual = GPU_TOKENS if "gpu" in models.place else CPU_TOKENS
+        self.max_batch_tokens = limits.max_batch_tokens or usual
         self._precision = precision
         self.dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
         self._answering = 0
@@ -91,11 +90,8 @@ class Service:
         """
         self.metrics.count("te_request_count", method)
         if self._answering >= self.limits.max_concurrent_requests:
-            raise self._failed(
-                Refused(
-                    "Overloaded", f"{self._answering} requests are waiting, which is all that may: try later"
-                )
-            )
+            message = f"{self._answering} requests are waiting, which is all that may: try later"
+            raise self._failed(Refused("Overloaded", message))
         self._answering += 1
         began = time.perf_counter()
         try:
@@ -122,9 +118,8 @@ class Service:
         """Compute something with every network, so that the first request does not wait for compilations."""
         for kind, operation in self._compute.items():
             model = operation.checkpoint
-            packed = (
-                pack_pairs(model, [("a", "", "a")]) if kind == "pair" else pack_inputs(model, kind, ["a"])
-            )
+            pair = [("a", "", "a")]
+            packed = pack_pairs(model, pair) if kind == "pair" else pack_inputs(model, kind, ["a"])
             self._batcher.submit(operation, packed).result()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import toy
@@ -180,6 +181,25 @@ def test_search_equals_the_engine(client: TestClient, best: Path, k: int, depth:
         ]
         rows([hit["score"] for hit in found], np.array([r.score for r in results]))
         assert [hit["reranker_score"] is None for hit in found] == [r.reranker_score is None for r in results]
+
+
+def test_search_in_milvus_equals_that_in_a_folder(client: TestClient, best: Path, tmp_path: Path) -> None:
+    pytest.importorskip("milvus_lite", reason="needs the extra milvus")
+    flags = {"checkpoint": best / "retriever", "engine": "milvus", "uri": tmp_path / "toy.db"}
+    titles = {
+        "passages": toy.write(tmp_path / "data") / "para.txt",
+        "titles": tmp_path / "data" / "para.title.txt",
+    }
+    command_line.run("index", *command_line.words(**flags, **titles))
+    service = Service(Models.open(best, uri=str(tmp_path / "toy.db")), Limits())
+    try:
+        asked = {"queries": [QUERY, "green whale"], "k": 5, "depth": 8}
+        found = TestClient(make_app(service)).post("/search", json=asked).json()["results"]
+    finally:
+        service.close()
+    for hits, expected in zip(found, client.post("/search", json=asked).json()["results"], strict=True):
+        assert [hit["id"] for hit in hits] == [hit["id"] for hit in expected]
+        rows([hit["score"] for hit in hits], np.array([hit["score"] for hit in expected]))
 
 
 # Errors -------------------------------------------------------------------------------------------
