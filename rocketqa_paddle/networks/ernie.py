@@ -186,16 +186,19 @@ class Attention(nn.Layer):
         return fused.attend(paddle.matmul(x, weight), bias, tokens, self.num_heads, rate)
 
 
-_JOINED: ContextVar[dict[tuple[int, ...], tuple[Tensor, Tensor]] | None] = ContextVar("joined", default=None)
+Joined = dict[tuple[int, ...], tuple[Tensor, Tensor]]
+"""Weights and biases of layers with the same input, as those of one layer, by the identities of the layers."""
+_JOINED: ContextVar[Joined | None] = ContextVar("joined", default=None)
 
 
 @contextmanager
-def unchanging() -> Iterator[None]:
-    """Join the weights of layers with the same input once in this block, in which no weight may change."""
-    if _JOINED.get() is not None:
-        yield
-        return
-    token = _JOINED.set({})
+def unchanging(kept: Joined) -> Iterator[None]:
+    """Join the weights of layers with the same input once, and keep them in `kept` for the next such block.
+
+    Single sequences take less time then. The layers and their weights must stay what they are as long as
+    `kept` is used.
+    """
+    token = _JOINED.set(kept)
     try:
         yield
     finally:

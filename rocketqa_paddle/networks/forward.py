@@ -240,7 +240,7 @@ def computing(
     """
     network, names = checkpoint.network, {"query": "encode_queries", "passage": "encode_passages"}
     forward = getattr(network, names[kind]) if kind in names else network
-    with _evaluating(network), unchanging(), _computing(network, forward, _WORTH_COMPILING) as compute:
+    with _evaluating(network), unchanging({}), _computing(network, forward, _WORTH_COMPILING) as compute:
         yield lambda packed: _outputs(compute, checkpoint, packed, max_tokens)
 
 

@@ -13,6 +13,7 @@ from rocketqa_paddle.checkpoints import convert
 from rocketqa_paddle.data.candidates import Candidates
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
+from rocketqa_paddle.networks.ernie import Joined, unchanging
 from rocketqa_paddle.records import Hit, Passages, Queries, Result, Run
 from rocketqa_paddle.runtime import device
 from rocketqa_paddle.runtime.storage import read_json, write_json
@@ -153,6 +154,7 @@ class SearchEngine:
     ) -> None:
         self.retriever, self._index = retriever, index
         self.reranker, self.place, self.depth = reranker, place, depth
+        self._joined: Joined = {}
 
     @classmethod
     def open(
@@ -234,7 +236,7 @@ class SearchEngine:
         """
         texts = check_request(queries, k, depth, fuse, weight)
         depth = self.depth_of(depth)
-        with device.using(self.place):
+        with device.using(self.place), unchanging(self._joined):
             vectors = forward.encode_queries(self.retriever, texts)
             found = self.find(texts, vectors, max(k, depth), fuse=fuse, weight=weight)
             scores = np.zeros(0, np.float32)

@@ -15,7 +15,7 @@ import pytest
 
 from rocketqa_paddle.networks import fused
 from rocketqa_paddle.networks.batching import Batch, collate
-from rocketqa_paddle.networks.ernie import Ernie, ErnieConfig
+from rocketqa_paddle.networks.ernie import Ernie, ErnieConfig, unchanging
 from rocketqa_paddle.networks.tokenization import Packed
 
 SIZES = ErnieConfig(
@@ -209,3 +209,17 @@ def test_nowhere_to_keep_what_is_compiled(tmp_path):
     assert float(done.stdout) == pytest.approx(6 * 1.9545, abs=1e-3), done.stderr
     assert "compiling loops for this processor" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_joined_weights_are_kept_while_they_do_not_change(make: Callable[..., Ernie]) -> None:
+    network, batch, kept = make(), batch_of(5, 3), {}
+    with paddle.no_grad():
+        expected = network(*batch).numpy()
+        for _ in range(2):
+            with unchanging(kept):
+                assert (network(*batch).numpy() == expected).all()
+        assert len(kept) == SIZES.num_layers
+        network.layers[0].attention.key.weight.set_value(paddle.zeros([20, 20]))
+        with unchanging(kept):
+            assert (network(*batch).numpy() == expected).all()  # so `kept` is what is used
+        assert (network(*batch).numpy() != expected).any()
