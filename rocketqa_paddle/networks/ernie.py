@@ -187,7 +187,7 @@ class Attention(nn.Layer):
 
 
 Joined = dict[tuple[int, ...], tuple[Tensor, Tensor]]
-"""Weights and biases of layers with the same input, as those of one layer, by the identities of the layers."""
+"""Weights and biases of layers with the same input, as those of one layer, by the layers' identities."""
 _JOINED: ContextVar[Joined | None] = ContextVar("joined", default=None)
 
 
