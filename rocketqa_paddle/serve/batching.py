@@ -102,6 +102,10 @@ class _Batch:
                 _settle(job.future, Computed(job.results, job.waited, job.computed))
 
 
+class Closed(RuntimeError):
+    """Nothing is computed any more."""
+
+
 class Batcher:
     """Computes jobs in the order in which they come, with as many others as fit into a batch.
 
@@ -127,7 +131,7 @@ class Batcher:
         """Queue some rows. What the operation raises for a batch is raised for all jobs that have part in it.
 
         Raises:
-            RuntimeError: the batcher is closed.
+            Closed: the batcher was closed, or its context failed.
         """
         job = _Job(operation, rows)
         if not rows:
@@ -135,7 +139,7 @@ class Batcher:
             return job.future
         with self._changed:
             if self._closed:
-                raise RuntimeError("the queue is closed")
+                raise Closed("the queue is closed")
             self._jobs.append(job)
             self._metrics.queue_size.set(len(self._jobs))
             self._changed.notify()

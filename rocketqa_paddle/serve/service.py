@@ -17,7 +17,7 @@ from rocketqa_paddle.records import Result
 from rocketqa_paddle.runtime import device
 from rocketqa_paddle.search.engine import SearchEngine, check_request, results_of
 from rocketqa_paddle.search.fusion import Fusion
-from rocketqa_paddle.serve.batching import Batcher, Computed
+from rocketqa_paddle.serve.batching import Batcher, Closed, Computed
 from rocketqa_paddle.serve.errors import Refused
 from rocketqa_paddle.serve.inputs import CUT, Input, Pair, Side, Truncation, pack_inputs, pack_pairs
 from rocketqa_paddle.serve.limits import Limits
@@ -98,6 +98,9 @@ class Service:
             answer = await _while_connected(request, work())
         except Refused as refused:
             raise self._failed(refused) from None
+        except Closed:
+            message = "nothing is computed any more: start the service again"
+            raise self._failed(Refused("Unhealthy", message)) from None
         except (ValueError, MemoryError, OSError) as error:  # of a model or an index
             raise self._failed(Refused("Backend", str(error)[:500], reason="inference")) from error
         finally:

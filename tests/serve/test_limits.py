@@ -174,6 +174,14 @@ def test_bounds_out_of_their_range_are_refused(wrong: dict[str, int]) -> None:
         Limits(**wrong)
 
 
+def test_a_service_that_has_ended_is_not_healthy(best: Path) -> None:
+    service = Service(Models.open(best / "retriever"), Limits())
+    service.close()
+    client = TestClient(make_app(service))
+    for answer in (client.get("/health"), client.post("/embed", json=ASKED)):
+        assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
+
+
 def test_a_model_that_computes_nan_is_told_and_harms_nobody_else(
     narrow: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
