@@ -12,7 +12,13 @@ REPORT = ["bm25s>=0.2", "matplotlib>=3.7"]
 ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
 TENSORBOARD, VISUALDL = ["tensorboardX>=2.6.2"], ["visualdl>=2.5.3"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
-SERVE = ["fastapi>=0.115", "uvicorn[standard]>=0.30", "prometheus-client>=0.20", "orjson>=3.10"]
+SERVE = [
+    "fastapi>=0.115",
+    "uvicorn[standard]>=0.30",
+    "prometheus-client>=0.20",
+    "orjson>=3.10",
+    "pydantic>=2.8",
+]
 COMPLETION = ["shtab>=1.7", "jsonargparse[signatures]>=4.48"]
 CLIENTS = ["openai>=2", "cohere>=6", "huggingface_hub>=1", "langchain-openai>=1"]
 EXTRAS = {

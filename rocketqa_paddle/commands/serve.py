@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import closing
 from typing import Literal
 
 from rocketqa_paddle.runtime.device import select
@@ -66,11 +67,10 @@ def serve(
             warnings.warn(f"whoever reaches {host} can use this service: see --api_key_file", stacklevel=2)
         models = Models.open(checkpoint, index, reranker, use_cuda, uri=uri, collection=collection, name=name)
         service = Service(models, bounds, precision)
-        service.warm_up()
         told = f"{models.name}: {models.told()} at {server.address_of(bound)}"
-        try:
-            server.run(make_app(service, keys), bound, ready=lambda: print(told, flush=True))
-        except KeyboardInterrupt:
-            print("stopped")
-        finally:
-            service.close()
+        with closing(service):
+            service.warm_up()
+            try:
+                server.run(make_app(service, keys), bound, ready=lambda: print(told, flush=True))
+            except KeyboardInterrupt:
+                print("stopped")

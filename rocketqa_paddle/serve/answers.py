@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, Request
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 from starlette.responses import Response
 
 from rocketqa_paddle.serve.service import Service
@@ -18,12 +18,12 @@ def json_answer(content: Any, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return request.app.state.service
 
 
 Served = Annotated[Service, Depends(_service)]
-"""The service, as a parameter of a route."""
+"""The service, as a parameter of a route. It needs no thread, of which a busy service may have none left."""
 
 
 def _unicode(text: str) -> str:
@@ -37,6 +37,10 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 """A text of a request."""
+FIRST = Field(fail_fast=True)
+"""Marks a list of which the first wrong item is told alone: a body may have a million of them."""
+Texts = Annotated[list[Text], FIRST]
+"""Texts of a request."""
 
 
 class TEIError(BaseModel):

@@ -41,26 +41,32 @@ def make_app(service: Service, keys: Sequence[bytes] = ()) -> FastAPI:
 
 
 def _answer(request: Request, refused: Refused, body: object = None) -> Response:
-    family = "cohere" if getattr(request.state, "cohere", False) else family_of(request.url.path, body)
+    family = "cohere" if getattr(request.state, "cohere", False) else family_of(request.scope["path"], body)
     status, content = shaped(family, refused)
     return json_answer(content, status)
 
 
+def _count(request: Request, reason: str) -> None:
+    request.app.state.service.metrics.failed(reason)
+
+
 async def _refuse(request: Request, refused: Refused) -> Response:
+    _count(request, refused.reason)
     return _answer(request, refused)
 
 
 async def _refuse_invalid(request: Request, error: RequestValidationError) -> Response:
     """Tell what is wrong with a body, without what it holds."""
-    told = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:3]]
+    told = dict.fromkeys(f"{_place(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:3])
     if "json" not in request.headers.get("content-type", ""):
         told = ["the body is not said to be JSON: send the header Content-Type: application/json"]
-    request.app.state.service.metrics.failed("validation")
+    _count(request, "validation")
     return _answer(request, Refused("Validation", "; ".join(told)[:1000]), error.body)
 
 
 def _place(location: Sequence[object]) -> str:
-    return ".".join(str(part)[:40] for part in location)
+    """Where a value stands, without the types that might have been there."""
+    return ".".join(str(part)[:40] for part in location if str(part).isidentifier() or isinstance(part, int))
 
 
 async def _refuse_other(request: Request, error: HTTPException) -> Response:
@@ -72,10 +78,12 @@ async def _refuse_other(request: Request, error: HTTPException) -> Response:
 
 
 async def _leave(request: Request, gone: Gone) -> Response:
+    _count(request, "dropped")
     return Response(status_code=_CLOSED)
 
 
 async def _fail(request: Request, error: Exception) -> Response:
     """Tell of a fault of our own; the traceback is in the log."""
+    _count(request, "inference")
     message = f"an error of the service itself, {type(error).__name__}: its log says more"
     return _answer(request, Refused("Backend", message, status=500))

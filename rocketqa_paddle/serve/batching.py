@@ -179,10 +179,8 @@ class Batcher:
                 self._changed.wait()
 
     def _drop_unwanted(self) -> None:
-        wanted = [job for job in self._jobs if job.is_wanted]
-        for _ in range(len(self._jobs) - len(wanted)):
-            self._metrics.failed("dropped")
-        self._jobs = deque(wanted)
+        self._jobs = deque(job for job in self._jobs if job.is_wanted)
+        self._metrics.queue_size.set(len(self._jobs))
 
     def _take(self) -> _Batch:
         """Take rows of the first job's operation from the queue until a batch is full."""

@@ -93,6 +93,8 @@ class Guard:
             matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
             if scheme.lower() != b"bearer" or not any(matches):
                 raise Refused("Unauthorized", "no valid key: send the header Authorization: Bearer KEY")
+        if b"content-length" in headers and b"transfer-encoding" in headers:  # proxies may believe the other
+            raise Refused("Validation", "a body with two lengths: leave out Content-Length", status=400)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limit:
             raise self._too_long()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _DRAIN_SECONDS = 30
+_IDLE_SECONDS = 60.0
+"""How long a connection may go without a whole request, or without its client reading the answer."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -25,6 +29,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; its connections inherit it
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_IDLE_SECONDS * 1000))
         made.bind(address)
     except (OSError, OverflowError) as error:
         raise OSError(
@@ -56,10 +62,40 @@ def run(app: FastAPI, bound: socket.socket, ready: Callable[[], object]) -> None
         app,
         log_level="warning",
         access_log=False,
+        http=_Connection,
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     _Server(config, ready).run(sockets=[bound])
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed when it holds nothing but the beginning of a request for too long.
+
+    uvicorn waits for the rest for ever. Of its two parsers this is the one that bounds the headers, and that
+    reads the bodies of clients that offer HTTP/2 as well, such as Java's.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to look after a connection."""
+        super().connection_made(transport)
+        self._look_later(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End to look after it."""
+        self._next_look.cancel()
+        super().connection_lost(exc)
+
+    def _look_later(self, last: object) -> None:
+        self._next_look = self.loop.call_later(_IDLE_SECONDS, self._look, last)
+
+    def _look(self, last: object) -> None:
+        """Close it if the last request is the one of the last look, and was answered by then."""
+        is_answered = self.cycle is None or self.cycle.response_complete
+        if is_answered and self.cycle is last:
+            self.transport.close()
+        else:
+            self._look_later(self.cycle if is_answered else self)
 
 
 class _Server(uvicorn.Server):

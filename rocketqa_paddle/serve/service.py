@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from rocketqa_paddle.networks.tokenization import Packed
@@ -28,6 +28,8 @@ GPU_TOKENS, CPU_TOKENS = 16384, 2048
 """Tokens of a batch, unless the limits say otherwise."""
 T = TypeVar("T")
 Method = Literal["single", "batch"]
+TOKENIZERS = 4
+"""Requests that are tokenised at once."""
 _AT_ONCE = 4000  # characters that are tokenised without a thread, which would take longer to start
 
 
@@ -68,6 +70,8 @@ class Service:
             for kind in model.lengths
         }
         self._batcher = Batcher(self.metrics, self._ready)
+        # Its threads stay taken until they end, also by requests whose clients have gone.
+        self._threads = ThreadPoolExecutor(TOKENIZERS, thread_name_prefix="rocketqa texts")
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -91,27 +95,21 @@ class Service:
         self.metrics.count("te_request_count", method)
         if self._answering >= self.limits.max_concurrent_requests:
             message = f"{self._answering} requests are waiting, which is all that may: try later"
-            raise self._failed(Refused("Overloaded", message))
+            raise Refused("Overloaded", message)
         self._answering += 1
         began = time.perf_counter()
         try:
             answer = await _while_connected(request, work())
-        except Refused as refused:
-            raise self._failed(refused) from None
         except Closed:
             message = "nothing is computed any more: start the service again"
-            raise self._failed(Refused("Unhealthy", message)) from None
+            raise Refused("Unhealthy", message) from None
         except (ValueError, MemoryError, OSError) as error:  # of a model or an index
-            raise self._failed(Refused("Backend", str(error)[:500], reason="inference")) from error
+            raise Refused("Backend", str(error)[:500], reason="inference") from error
         finally:
             self._answering -= 1
         self.metrics.count("te_request_success", method)
         self.metrics.took("te_request_duration", time.perf_counter() - began)
         return answer
-
-    def _failed(self, refused: Refused) -> Refused:
-        self.metrics.failed(refused.reason)
-        return refused
 
     def is_healthy(self) -> bool:
         """Whether the thread that computes is alive."""
@@ -127,6 +125,7 @@ class Service:
 
     def close(self) -> None:
         """Finish what is in the queue and end."""
+        self._threads.shutdown(cancel_futures=True)
         self._batcher.close()
 
     # What models do ----------------------------------------------------------------------------------
@@ -190,7 +189,7 @@ class Service:
         found = (await asyncio.wrap_future(self._batcher.submit(find, rows))).results
         scores = np.zeros(0, np.float32)
         if pairs := [pair for one in found for pair in one.pairs(depth)]:
-            packed = await run_in_threadpool(pack_pairs, engine.reranker, pairs)
+            packed = await self._in_thread(pack_pairs, engine.reranker, pairs)
             scores = (await self._run("pair", packed)).values
         return results_of(found, k, depth, scores)
 
@@ -216,12 +215,16 @@ class Service:
     async def apart(self, texts: Sequence[str], work: Callable[[], T]) -> T:
         """Do some work on the texts of a request in a thread."""
         self._bound(texts)
-        return await run_in_threadpool(work)
+        return await self._in_thread(work)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Wait for a thread that has time, and do some work in it."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def _packed(self, pack: Callable[..., list[Packed]], *arguments: Any, size: int) -> list[Packed]:
         """Pack texts of so many characters, many of them in a thread."""
         began = time.perf_counter()
-        packed = pack(*arguments) if size <= _AT_ONCE else await run_in_threadpool(pack, *arguments)
+        packed = pack(*arguments) if size <= _AT_ONCE else await self._in_thread(pack, *arguments)
         self.metrics.took("te_request_tokenization_duration", time.perf_counter() - began)
         return packed
 

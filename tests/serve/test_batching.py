@@ -107,7 +107,7 @@ def test_an_error_is_that_of_every_job_in_the_batch_and_of_no_other(batcher: Bat
     assert batcher.is_alive()
 
 
-def test_a_cancelled_job_is_dropped(batcher: Batcher, metrics: Metrics) -> None:
+def test_a_cancelled_job_is_dropped(batcher: Batcher) -> None:
     double = Doubling()
     occupied(batcher, double)
     unwanted, wanted = batcher.submit(double, [2]), batcher.submit(double, [3])
@@ -117,7 +117,18 @@ def test_a_cancelled_job_is_dropped(batcher: Batcher, metrics: Metrics) -> None:
     with pytest.raises(CancelledError):
         unwanted.result(20)
     assert double.batches == [[1], [3]]
-    assert b'te_request_failure{err="dropped"} 1.0' in metrics.exposition()
+
+
+def test_the_size_of_the_queue_goes_back_when_its_last_job_is_cancelled(
+    batcher: Batcher, metrics: Metrics
+) -> None:
+    double = Doubling()
+    occupied(batcher, double)
+    assert batcher.submit(double, [2]).cancel()
+    assert b"te_queue_size 1.0" in metrics.exposition()
+    double.go()
+    batcher.close()
+    assert b"te_queue_size 0.0" in metrics.exposition()
 
 
 def test_a_job_cancelled_between_two_of_its_batches_is_dropped(batcher: Batcher) -> None:

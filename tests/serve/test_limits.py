@@ -8,15 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import orjson
 import pytest
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from rocketqa_paddle.serve.app import make_app
 from rocketqa_paddle.serve.limits import Limits, read_keys
 from rocketqa_paddle.serve.models import Compute, Models
-from rocketqa_paddle.serve.service import Service
+from rocketqa_paddle.serve.routes import embed
+from rocketqa_paddle.serve.routes.embed import EmbedRequest, SimilarityRequest, TokenizeRequest
+from rocketqa_paddle.serve.routes.openai import EmbeddingsRequest
+from rocketqa_paddle.serve.routes.rerank import CohereRequest, PredictRequest, RerankRequest
+from rocketqa_paddle.serve.routes.search import SearchRequest
+from rocketqa_paddle.serve.service import TOKENIZERS, Service
 
 
 @pytest.fixture
@@ -46,7 +53,9 @@ class Client:
     def __init__(self, service: Service, *keys: bytes) -> None:
         self._app, self.gone = make_app(service, keys), asyncio.Event()
 
-    async def post(self, path: str, *parts: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    async def post(
+        self, path: str, *parts: bytes, headers: dict[str, str] | None = None, query: bytes = b""
+    ) -> tuple[int, Any]:
         waiting = [
             {"type": "http.request", "body": part, "more_body": place < len(parts)}
             for place, part in enumerate(parts, 1)
@@ -68,7 +77,7 @@ class Client:
             "method": "POST",
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query,
             "headers": [(key.encode(), value.encode()) for key, value in named.items()],
         }
         await self._app(scope, receive, send)
@@ -138,6 +147,76 @@ def test_a_body_is_bounded_however_it_is_sent(narrow: Service) -> None:
     assert asyncio.run(send(*pieces[:3], pieces[-1])) == 200
     assert asyncio.run(send(content_length="1001")) == 413
     assert asyncio.run(send(EMBED, content_length="many")) == 200
+    assert asyncio.run(send(EMBED, content_length="21", transfer_encoding="chunked")) == 400
+
+
+def test_a_query_string_that_is_no_text_breaks_no_refusal(narrow: Service) -> None:
+    assert asyncio.run(Client(narrow).post("/embed", b"{}", query=b"\xff"))[0] == 422
+
+
+WRONG = [None] * 1000
+
+
+@pytest.mark.parametrize(
+    ("model", "asked"),
+    [
+        (EmbedRequest, {"inputs": WRONG}),
+        (EmbedRequest, {"inputs": [WRONG]}),
+        (EmbeddingsRequest, {"input": WRONG}),
+        (SimilarityRequest, {"inputs": {"source_sentence": "a", "sentences": WRONG}}),
+        (TokenizeRequest, {"inputs": WRONG}),
+        (RerankRequest, {"query": "a", "texts": WRONG}),
+        (CohereRequest, {"query": "a", "documents": WRONG}),
+        (PredictRequest, {"inputs": [["a"]] * 1000}),
+        (SearchRequest, {"queries": WRONG}),
+    ],
+)
+def test_one_wrong_item_of_many_is_told(model: type[BaseModel], asked: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate(asked)
+    assert refused.value.error_count() <= 5  # one for each type that it might have been
+
+
+def test_requests_whose_clients_have_gone_take_no_more_threads(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, begun = threading.Event(), []
+
+    def wait(*arguments: Any) -> None:
+        begun.append(arguments)
+        assert opened.wait(20)
+
+    monkeypatch.setattr(embed, "_tokens", wait)
+
+    async def leave() -> tuple[int, Any]:
+        leaves = [Client(service) for _ in range(3 * TOKENIZERS)]
+        tasks = [asyncio.create_task(client.post("/tokenize", EMBED)) for client in leaves]
+        while len(begun) < TOKENIZERS:
+            await asyncio.sleep(0.01)
+        for client in leaves:
+            client.gone.set()
+        assert {status for status, _ in await asyncio.gather(*tasks)} == {499}
+        last = asyncio.create_task(Client(service).post("/tokenize", EMBED))
+        await asyncio.sleep(0.1)
+        assert len(begun) == TOKENIZERS
+        opened.set()
+        return await last
+
+    try:
+        assert asyncio.run(leave()) == (200, [None])
+    finally:
+        opened.set()
+    assert len(begun) == TOKENIZERS + 1  # nothing was done for those who had gone
+
+
+def test_short_requests_need_no_thread(service: Service) -> None:
+    async def ask() -> tuple[int, Any]:
+        threads = anyio.to_thread.current_default_thread_limiter()
+        for _ in range(int(threads.total_tokens)):
+            threads.acquire_on_behalf_of_nowait(object())
+        return await asyncio.wait_for(Client(service).post("/embed", EMBED), 20)
+
+    assert asyncio.run(ask())[0] == 200
 
 
 def test_requests_need_a_key_but_for_what_machines_look_at(narrow: Service, tmp_path: Path) -> None:
@@ -198,4 +277,5 @@ def test_a_model_that_computes_nan_is_told_and_harms_nobody_else(
         patch.setattr(Compute, "compute", nan)
         broken = client.post("/embed", json=ASKED)
         assert (broken.status_code, broken.json()["error_type"]) == (424, "Backend")
+    assert b'te_request_failure{err="inference"} 2.0' in narrow.metrics.exposition()
     assert client.post("/embed", json=ASKED).status_code == 200

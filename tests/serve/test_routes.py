@@ -18,6 +18,7 @@ from rocketqa_paddle.search.engine import SearchEngine
 from rocketqa_paddle.serve.app import make_app
 from rocketqa_paddle.serve.limits import Limits
 from rocketqa_paddle.serve.models import Models
+from rocketqa_paddle.serve.routes import embed
 from rocketqa_paddle.serve.service import Service
 
 TEXTS = ["the red dog lives near a river .", "blue cat", "where is a green whale"]
@@ -71,6 +72,14 @@ def test_token_ids_are_those_of_tokenize(client: TestClient, retriever: Checkpoi
     for given in (tokens, plain):
         answer = client.post("/embed", json={"inputs": [token["id"] for token in given]}).json()
         rows(answer, passages(retriever, TEXTS[:1]))
+
+
+def test_many_tokens_are_written_in_parts(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"inputs": [*TEXTS, ""], "add_special_tokens": False}
+    whole = client.post("/tokenize", json=asked).json()
+    assert [len(tokens) for tokens in whole] == [8, 2, 5, 0]
+    monkeypatch.setattr(embed, "_TOKENS_A_PART", 3)
+    assert client.post("/tokenize", json=asked).json() == whole
 
 
 def test_a_long_text_is_cut_at_either_end_or_refused(client: TestClient, retriever: Checkpoint) -> None:
@@ -272,6 +281,11 @@ def test_errors_in_the_shape_of_cohere(client: TestClient, path: str, changed: d
     assert answer.json()["message"] == answer.json()["detail"] != ""
 
 
+def test_an_error_names_the_place_and_no_type_of_ours(client: TestClient) -> None:
+    answer = client.post("/embed", json={"inputs": 5}).json()["error"]
+    assert answer == "body.inputs: Input should be a valid string; body.inputs: Input should be a valid list"
+
+
 def test_what_is_no_json_is_refused_without_being_quoted(client: TestClient) -> None:
     for body in (
         b"secret",
@@ -321,19 +335,40 @@ def test_a_model_alone_is_served_for_what_it_can_do(
 # Status -------------------------------------------------------------------------------------------
 
 
+def counted(client: TestClient, name: str) -> float:
+    """The sum of a metric's values, for all of its labels."""
+    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name)]
+    return sum(float(line.split()[-1]) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("path", "changed"),
+    [("/embed", {"prompt_name": "x"}), ("/embed", {"dimensions": 17}), ("/v1/embeddings", {"model": "x"})],
+)
+def test_a_refused_request_is_counted_as_such_and_computes_nothing(
+    client: TestClient, path: str, changed: dict
+) -> None:
+    names = ["te_request_failure", "te_request_success", "te_embed_count"]
+    before = [counted(client, name) for name in names]
+    assert client.post(path, json={"inputs": "a", "input": "a", "model": "toy-query"} | changed).is_error
+    assert [counted(client, name) for name in names] == [before[0] + 1, *before[1:]]
+
+
+def test_machines_may_ask_for_the_head_alone(client: TestClient) -> None:
+    for path in ("/health", "/ping", "/"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_info_health_and_metrics(client: TestClient) -> None:
     info = client.get("/info").json()
     assert (info["model_id"], info["max_client_batch_size"]) == ("toy", 100)
     assert info["search"] == {"passages": 60, "reranker": True, "depth": 20, "bm25": False}
     assert client.get("/health").status_code == client.get("/ping").status_code == 200
 
-    def counted(name: str) -> float:
-        lines = client.get("/metrics").text.splitlines()
-        return next((float(line.split()[-1]) for line in lines if line.startswith(name + " ")), 0.0)
-
     names = ['te_request_count{method="single"}', 'te_request_success{method="single"}', "te_embed_success"]
     names += ["te_request_duration_count", 'te_request_failure{err="validation"}']
-    before = [counted(name) for name in names]
+    before = [counted(client, name) for name in names]
     client.post("/embed", json={"inputs": "a"})
     client.post("/embed", json={"inputs": ""})
-    assert [counted(name) - was for name, was in zip(names, before, strict=True)] == [2, 1, 1, 1, 1]
+    assert [counted(client, name) - was for name, was in zip(names, before, strict=True)] == [2, 1, 1, 1, 1]

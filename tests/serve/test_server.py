@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,11 @@ from pathlib import Path
 import command_line
 import httpx
 import pytest
+import uvicorn
+
+from rocketqa_paddle.serve import server
+from rocketqa_paddle.serve.app import make_app
+from rocketqa_paddle.serve.service import Service
 
 TEXTS = ["where is a red dog"] * 100
 
@@ -53,6 +59,61 @@ def test_garbage_and_clients_that_hang_up_harm_nobody(address: str) -> None:
             connection.sendall(piece)
     assert httpx.post(f"{address}/embed", json={"inputs": "a"}).status_code == 200
     assert httpx.get(f"{address}/health").status_code == 200
+
+
+def test_a_body_is_read_from_a_client_that_offers_http2(address: str) -> None:
+    offered = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAAQ"}
+    assert httpx.post(f"{address}/embed", json={"inputs": "a"}, headers=offered).status_code == 200
+
+
+def test_headers_are_bounded(address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection, pytest.raises(OSError):
+        for _ in range(200):
+            connection.sendall(b"GET /health HTTP/1.1\r\nx: " + b"a" * 100_000)
+
+
+def test_a_connection_without_a_whole_request_is_closed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_IDLE_SECONDS", 0.2)
+    with server.bind("127.0.0.1", 0) as bound:
+        config = uvicorn.Config(make_app(service), http=server._Connection, log_level="warning")
+        listening = threading.Event()
+        serving = server._Server(config, ready=listening.set)
+        thread = threading.Thread(target=serving.run, args=([bound],))
+        thread.start()
+        assert listening.wait(20)
+        try:
+            for beginning in (b"", b"GET /he", b"GET /health HTTP/1.1\r\nhost: a\r\n\r\nGET /he"):
+                with socket.create_connection(bound.getsockname(), timeout=20) as connection:
+                    connection.sendall(beginning)
+                    while connection.recv(1000):
+                        pass
+        finally:
+            serving.should_exit = True
+            thread.join()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_the_system_ends_connections_whose_clients_do_not_read() -> None:
+    with server.bind("127.0.0.1", 0) as bound:
+        assert bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+
+
+def test_a_stop_while_models_get_warm_ends_the_thread_that_computes(
+    best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Service) -> None:
+        raise KeyboardInterrupt
+
+    closed: list[Service] = []
+    monkeypatch.setattr(Service, "warm_up", stop)
+    monkeypatch.setattr(Service, "close", lambda self: closed.append(self))
+    assert fails("serve", *command_line.words(checkpoint=best, port=0)) == 130
+    monkeypatch.undo()
+    (service,) = closed
+    service.close()
 
 
 def test_clients_at_once_get_their_own_answers(address: str) -> None:

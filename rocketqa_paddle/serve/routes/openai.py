@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from rocketqa_paddle.serve.answers import Served, Text, json_answer
+from rocketqa_paddle.serve.answers import Served, json_answer
 from rocketqa_paddle.serve.errors import Refused
 from rocketqa_paddle.serve.inputs import Side
-from rocketqa_paddle.serve.routes.embed import Ids, as_list, shaped_vectors
+from rocketqa_paddle.serve.routes.embed import Inputs, as_list, check_dimensions, shaped_vectors
 from rocketqa_paddle.serve.service import Service
 
 
@@ -44,7 +44,7 @@ _STARTED = int(time.time())
 class EmbeddingsRequest(BaseModel):
     """Texts to encode, or their token ids."""
 
-    input: Text | list[Text | Ids] | Ids
+    input: Inputs
     model: str | None = None
     """NAME-query or NAME-passage, as /v1/models lists them."""
     encoding_format: Literal["float", "base64"] = "float"
@@ -89,6 +89,7 @@ class ModelList(BaseModel):
 async def embeddings(request: Request, service: Served, asked: EmbeddingsRequest) -> Response:
     """Encode texts as vectors whose inner product is the score."""
     side = _side_of(service, asked.model)
+    check_dimensions(service, asked.dimensions)
     method = "batch" if isinstance(asked.input, list) else "single"
     encoded = await service.answer(request, method, lambda: service.encode(side, as_list(asked.input)))
     vectors = shaped_vectors(encoded.values, False, asked.dimensions)

@@ -11,7 +11,16 @@ from pydantic import BaseModel, Field
 from scipy.special import expit
 from starlette.responses import Response
 
-from rocketqa_paddle.serve.answers import COHERE_ERRORS, RERANK_ERRORS, TEI_ERRORS, Served, Text, json_answer
+from rocketqa_paddle.serve.answers import (
+    COHERE_ERRORS,
+    FIRST,
+    RERANK_ERRORS,
+    TEI_ERRORS,
+    Served,
+    Text,
+    Texts,
+    json_answer,
+)
 from rocketqa_paddle.serve.errors import Refused
 from rocketqa_paddle.serve.inputs import Pair
 from rocketqa_paddle.serve.routes.embed import Cutting
@@ -26,15 +35,18 @@ class TextDocument(BaseModel):
     title: Text = ""
 
 
+Documents = Annotated[list[Text | TextDocument], FIRST]
+
+
 class RerankRequest(Cutting):
     """Texts to order by their relevance; `documents` instead of `texts` asks for Cohere's shape."""
 
     query: Text
-    texts: list[Text] | None = None
+    texts: Texts | None = None
     raw_scores: bool = False
     """Give logits instead of probabilities."""
     return_text: bool = False
-    documents: list[Text | TextDocument] | None = None
+    documents: Documents | None = None
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
 
@@ -43,7 +55,7 @@ class CohereRequest(BaseModel):
     """Documents to order by their relevance."""
 
     query: Text
-    documents: list[Text | TextDocument]
+    documents: Documents
     model: str | None = None
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
@@ -75,13 +87,13 @@ class CohereAnswer(BaseModel):
     usage: dict[str, int]
 
 
+TextPair = Annotated[list[Text], Field(min_length=2, max_length=2, fail_fast=True)]
+
+
 class PredictRequest(Cutting):
     """One pair, or a list of pairs, each a query and a text."""
 
-    inputs: (
-        Annotated[list[Text], Field(min_length=2, max_length=2)]
-        | list[Annotated[list[Text], Field(min_length=2, max_length=2)]]
-    )
+    inputs: TextPair | Annotated[list[TextPair], FIRST]
     raw_scores: bool = False
 
 
@@ -124,7 +136,7 @@ async def cohere_rerank(request: Request, service: Served, asked: CohereRequest)
         | ({"document": documents[place].model_dump(exclude_defaults=True)} if asked.return_documents else {})
         for place in _best_first(scored.values)[: asked.top_n]
     ]
-    version = {"version": "1" if request.url.path == "/v1/rerank" else "2"}
+    version = {"version": "1" if request.scope["path"] == "/v1/rerank" else "2"}
     answer = {
         "id": str(uuid.uuid4()),
         "model": service.models.name,

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from rocketqa_paddle.data.places import NO_TITLE
 from rocketqa_paddle.records import Result
-from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, Text, json_answer
+from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, Texts, json_answer
 
 router = APIRouter(tags=["search"], responses=TEI_ERRORS)
 _LARGEST_K = 1000
@@ -23,7 +23,7 @@ _LARGEST_K = 1000
 class SearchRequest(BaseModel):
     """Queries to search for."""
 
-    queries: list[Text]
+    queries: Texts
     k: int = Field(5, ge=1, le=_LARGEST_K)
     """Passages a query."""
     depth: int | None = Field(None, ge=0, le=_LARGEST_K)
@@ -82,6 +82,7 @@ def _shown(result: Result) -> dict[str, object]:
 
 
 @router.get("/", include_in_schema=False)
+@router.head("/", include_in_schema=False)
 async def page() -> HTMLResponse:
     """The search page."""
     html, headers = _page()

@@ -11,7 +11,7 @@ from rocketqa_paddle import __version__
 from rocketqa_paddle.networks.encoders import CROSS, Checkpoint
 from rocketqa_paddle.serve.answers import TEI_ERRORS, Served, json_answer
 from rocketqa_paddle.serve.errors import Refused
-from rocketqa_paddle.serve.service import Service
+from rocketqa_paddle.serve.service import TOKENIZERS, Service
 
 router = APIRouter(tags=["status"], responses={status: TEI_ERRORS[status] for status in (401, 503)})
 
@@ -33,7 +33,7 @@ async def info(service: Served) -> Response:
         "max_batch_requests": None,
         "max_client_batch_size": limits.max_client_batch_size,
         "auto_truncate": True,
-        "tokenization_workers": 1,
+        "tokenization_workers": TOKENIZERS,
         "version": __version__,
         "sha": None,
         "docker_label": None,
@@ -68,6 +68,8 @@ def _search_of(service: Service) -> dict[str, Any] | None:
 
 @router.get("/health", response_class=Response)
 @router.get("/ping", response_class=Response)
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 async def health(service: Served) -> Response:
     """Answer 200 while requests can be computed."""
     if not service.is_healthy():
