@@ -109,10 +109,11 @@ def _checked_ids(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     Raises:
         Refused: the vocabulary has no such id.
     """
-    if wrong := [i for i in ids if not 0 <= i < len(tokenizer)]:
+    size = len(tokenizer)  # which looks at all tokens, so not for every id
+    if wrong := [i for i in ids if not 0 <= i < size]:
         raise Refused(
             "Tokenizer",
-            f"token id {wrong[0]}, but the vocabulary has {len(tokenizer)}: ids come from /tokenize, other "
+            f"token id {wrong[0]}, but the vocabulary has {size}: ids come from /tokenize, other "
             "tokenizers' do not fit",
             reason="tokenization",
         )

@@ -48,9 +48,9 @@ def read_keys(file: str | Path) -> list[bytes]:
     keys = [line.strip() for line in Path(file).read_bytes().splitlines() if line.strip()]
     if not keys:
         raise ValueError(f"{file}: no key in it, expected one a line")
-    if not all(key.isascii() and b" " not in key for key in keys):
+    if not all(0x21 <= byte <= 0x7E for key in keys for byte in key):
         raise ValueError(
-            f"{file}: a key with spaces or other characters than ASCII, which no header can have"
+            f"{file}: a key with spaces or other characters than visible ASCII, which no header can have"
         )
     return keys
 

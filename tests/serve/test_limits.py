@@ -238,7 +238,9 @@ def test_requests_need_a_key_but_for_what_machines_look_at(narrow: Service, tmp_
         assert client.get(path).status_code == 200
 
 
-@pytest.mark.parametrize(("content", "told"), [("\n \n", "no key in it"), ("a b", "spaces"), ("ü", "ASCII")])
+@pytest.mark.parametrize(
+    ("content", "told"), [("\n \n", "no key in it"), ("a b", "spaces"), ("ü", "ASCII"), ("a\0b", "visible")]
+)
 def test_a_file_without_usable_keys_is_refused(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "keys").write_text(content)
     with pytest.raises(ValueError, match=told):

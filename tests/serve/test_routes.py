@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import Checkpoint
+from rocketqa_paddle.networks.tokenization import Tokenizer
 from rocketqa_paddle.search.engine import SearchEngine
 from rocketqa_paddle.serve.app import make_app
 from rocketqa_paddle.serve.limits import Limits
@@ -72,6 +73,15 @@ def test_token_ids_are_those_of_tokenize(client: TestClient, retriever: Checkpoi
     for given in (tokens, plain):
         answer = client.post("/embed", json={"inputs": [token["id"] for token in given]}).json()
         rows(answer, passages(retriever, TEXTS[:1]))
+
+
+def test_the_vocabulary_is_not_counted_for_every_id(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, size = [], len
+    monkeypatch.setattr(Tokenizer, "__len__", lambda self: counted.append(self) or size(self._pieces))
+    assert client.post("/embed", json={"inputs": [5] * 1000}).status_code == 200
+    assert len(counted) < 10
 
 
 def test_many_tokens_are_written_in_parts(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

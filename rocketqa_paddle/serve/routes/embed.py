@@ -32,8 +32,6 @@ Direction = Annotated[
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]], FIRST]
 Inputs = Text | Annotated[list[Text | Ids], FIRST] | Ids
 """A text or its token ids, or a list of such."""
-
-
 _TOKENS_A_PART = 10_000
 
 
