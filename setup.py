@@ -13,7 +13,7 @@ ONNX = ["paddle2onnx==2.1.0", "onnx>=1.16", "onnxruntime>=1.18"]
 TENSORBOARD, VISUALDL = ["tensorboardX>=2.6.2"], ["visualdl>=2.5.3"]
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.2; sys_platform != 'win32'"]
 SERVE = [
-    "fastapi>=0.115",
+    "fastapi>=0.132",
     "uvicorn[standard]>=0.30",
     "prometheus-client>=0.20",
     "orjson>=3.10",

@@ -27,6 +27,7 @@ def make_app(service: Service, keys: Sequence[bytes] = ()) -> FastAPI:
         description="Dense retrieval and re-ranking.",
         docs_url=None,  # FastAPI's page of documentation is made of files from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirection would name the scheme of this side of a proxy
     )
     app.state.service = service
     for routes in (search, embed, rerank, openai, status):
