@@ -9,7 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from functools import cache, partial
+from functools import partial
+from inspect import Parameter, signature
 from typing import Any, NoReturn
 
 from rocketqa_paddle import __version__
@@ -74,14 +75,17 @@ USAGES = {
     "models": "",
     "report": "RUN [--output FILE.html] [--baseline STEP|bm25]",
     "completion": "bash|zsh",
+    "search": "[QUERY ...] --checkpoint FOLDER [--KEY VALUE ...]",
     "new": "SYSTEM --data FOLDER [--output RUN] > FILE.yaml",
     "presets": "[NAME]",
 }
 """The usage of commands with words on the command line; all parameters are, unless `_WORDS` has some."""
 _WORDS: dict[str, dict[str, Any]] = {
-    "search": {"query": {"nargs": "*", "help": "what to search for"}},
+    "search": {
+        "query": {"type": str, "nargs": "*", "default": [], "help": "what to search for, or --queries"}
+    },
     "new": {"system": {"choices": [*SYSTEMS], "help": "the system to train"}},
-    "presets": {"name": {"nargs": "?", "help": "the preset to print"}},
+    "presets": {"name": {"type": str, "nargs": "?", "help": "the preset to print"}},
 }
 """The parameters of a command that are words on the command line, where others are flags."""
 _WITHOUT_PADDLE = ("presets", "completion")
@@ -156,19 +160,21 @@ def parse(arguments: list[str]) -> Callable[[], None]:
             raise ValueError(f"{word!r} is not UTF-8: rename the file, or correct the flag")
     # jsonargparse loses its way in the errors of nested subcommands, so each level has a parser of its own.
     parsers = {"train": train.parse, "compare": compare.parse, "demo": demo.parse}
-    if arguments and arguments[0] in parsers:
-        return parsers[arguments[0]](arguments[1:])
-    parsed = _parser().parse_args(arguments)
-    values = parsed[parsed.command].as_dict().items()
+    command, *flags = arguments or [""]
+    if command in parsers:
+        return parsers[command](flags)
+    if command not in COMMANDS:
+        _parser().parse_args(arguments)  # exits: help, the version, or a mistake
+    values = _command_parser(command).parse_args(flags).as_dict().items()
     paths = {name: with_home(value) if isinstance(value, str) else value for name, value in values}
     if empty := [name for name, value in paths.items() if value == "" and name in _PATHS]:
         raise ValueError(f"--{empty[0]} is empty: give a name, or leave the flag out")
-    if parsed.command == "completion":
+    if command == "completion":
         paths["parser"] = _whole_parser()
-    call = partial(COMMANDS[parsed.command], **paths)
-    if paths.get("output") and parsed.command in WRITTEN:
+    call = partial(COMMANDS[command], **paths)
+    if paths.get("output") and command in WRITTEN:
         inputs = [paths[name] for name in _PATHS if name != "output" and paths.get(name)]
-        call = partial(_holding, WRITTEN[parsed.command](paths["output"]), inputs, call)
+        call = partial(_holding, WRITTEN[command](paths["output"]), inputs, call)
     return partial(_apart_from_data, call) if is_standard_output(paths.get("output") or "") else call
 
 
@@ -184,8 +190,8 @@ def _apart_from_data(call: Callable[[], None]) -> None:
         call()
 
 
-@cache
 def _parser() -> Parser:
+    """A parser that knows the names of the commands."""
     return _parser_with({name: Parser() for name in ("train", "compare", "demo")})
 
 
@@ -207,26 +213,35 @@ def _parser_with(own: Mapping[str, Parser]) -> Parser:
         "demo", own["demo"], help="train a system on Python's own documentation, and search"
     )
     for name, function in COMMANDS.items():
-        commands.add_subcommand(name, _command_parser(name, function), help=_first_line(function))
+        commands.add_subcommand(name, _command_parser(name), help=_first_line(function))
     return parser
 
 
-def _command_parser(name: str, function: Callable[..., None]) -> Parser:
-    words = _WORDS.get(name, {})
+def _command_parser(name: str) -> Parser:
+    function, words = COMMANDS[name], _WORDS.get(name, {})
     positional = name in USAGES and not words
     parser = Parser(
-        usage=f"rocketqa {name} {USAGES.get(name, '[--KEY VALUE ...]')}".rstrip(),
+        prog=f"rocketqa {name}",
+        usage=f"rocketqa {name} {USAGES.get(name) or _usage(function)}".rstrip(),
         description=function.__doc__.split("\n\n")[0],
     )
     parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={*words, "parser"})
     parser.let_switches_stand_alone()
     for word, options in words.items():
-        parser.add_argument(word, type=str, **options)
+        parser.add_argument(word, **options)
     return parser
 
 
+def _usage(function: Callable[..., None]) -> str:
+    """The flags that a command must have, and a word for the others."""
+    parameters = signature(function).parameters.values()
+    needed = [f"--{each.name} {each.name.upper()}" for each in parameters if each.default is Parameter.empty]
+    return " ".join([*needed, "[--KEY VALUE ...]"] if parameters else [])
+
+
 def _first_line(function: Callable[..., None]) -> str:
-    return (function.__doc__ or "").split("\n")[0].rstrip(".").lower()
+    line = (function.__doc__ or "").split("\n")[0].rstrip(".")
+    return line[:1].lower() + line[1:]
 
 
 def _silence_libraries() -> None:

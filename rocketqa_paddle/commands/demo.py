@@ -66,7 +66,9 @@ def demo(system: System, settings: RunSettings, selection: Selection, data_only:
     """Train a system on the documentation inside of this Python and its packages, and search three times.
 
     Builds the folder data/pydocs if it is not there, which a dry run needs, too. The settings are those of
-    the preset SYSTEM-pydocs, and flags override them. On this process, or on all that `fleetrun` started.
+    the preset SYSTEM-pydocs, which `rocketqa presets SYSTEM-pydocs` prints, and not the defaults below. Flags
+    override them: a demo of rocketqav2 with a smaller --joint.queries takes less time. On this process, or on
+    all that `fleetrun` started.
 
     Args:
         system: to train.

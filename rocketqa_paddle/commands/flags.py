@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn, get_args, get_origin
 
 import jsonargparse
@@ -11,6 +12,13 @@ from rocketqa_paddle.runtime.yaml_files import LARGEST_FILE, parse_yaml
 
 LONGEST_MESSAGE = 1500
 """Characters of an error. A message quotes what it was given, which may be a whole file."""
+
+_MISSING = "the following arguments are required: "
+"""How jsonargparse begins what it says about flags that a command needs."""
+
+_UNKNOWN = "unrecognized arguments: "
+"""How it begins what it says about flags that a command does not have."""
+_LONGEST_FLAG = 100
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -34,8 +42,24 @@ class Parser(jsonargparse.ArgumentParser):
             self.error(str(error), error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit 2 with a message of bounded length."""
+        """Exit 2 with a message of bounded length, which names flags as they are written."""
+        if message.startswith(_MISSING):
+            names = message.removeprefix(_MISSING).split(", ")
+            message = f"{self.prog} needs {', '.join(map(self._as_written, names))}"
+        elif message.startswith(_UNKNOWN):
+            message += self._near(message.removeprefix(_UNKNOWN).split(maxsplit=1)[0])
         super().error(shortened(message), ex)
+
+    def _near(self, word: str) -> str:
+        """What to say about flags with names like that of an unknown one."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        near = get_close_matches(word.partition("=")[0][:_LONGEST_FLAG], known)
+        return f"; there are {', '.join(near)}" if near and word.startswith("--") else ""
+
+    def _as_written(self, name: str) -> str:
+        """A parameter as a user writes it: `--name`, or `NAME` for a word without a flag."""
+        words = {action.dest for action in self._actions if not action.option_strings}
+        return name.upper() if name in words else f"--{name}"
 
     def let_switches_stand_alone(self) -> None:
         """Make `--report` mean `--report true`, for every flag that is false by default."""

@@ -37,16 +37,19 @@ def join_ranks(settings: RunSettings) -> None:
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
     """Read the command line after `rocketqa train`. A mistake in it exits 2."""
-    parsed = _parser(arguments).parse_args(list(arguments))
-    system, values = SYSTEMS[parsed.system], parsed[parsed.system]
+    name, *flags = arguments or [""]
+    if name not in SYSTEMS:
+        _parser().parse_args(list(arguments))  # exits: help, or a mistake
+    system = SYSTEMS[name]
+    values = _own_parser(system).parse_args(flags)
     selection = Selection(values.from_stage, values.until_stage, values.dry_run)
     return partial(train, system, settings_of(system.settings, values), selection)
 
 
-def _parser(arguments: Sequence[str]) -> Parser:
-    """A parser with a subcommand for every system; only the one that is asked for gets its settings."""
+def _parser() -> Parser:
+    """A parser that knows the names of the systems."""
     parser = Parser(prog="rocketqa train", description="Train a system from raw text; a stopped run goes on.")
-    add_systems(parser, [system for system in SYSTEMS.values() if system.name in arguments])
+    add_systems(parser, [])
     return parser
 
 
@@ -66,7 +69,8 @@ def _own_parser(system: System) -> Parser:
 
 def system_parser(system: System, usage: str, description: str) -> SettingsParser:
     """A parser with the settings of a system and the flags that select its steps."""
-    parser = SettingsParser(system.settings, system.name, usage=usage, description=description)
+    prog = usage.partition(" [")[0]
+    parser = SettingsParser(system.settings, system.name, prog=prog, usage=usage, description=description)
     parser.add_argument("--from-stage", "--from_stage", type=str, metavar="STEP", help=FROM_STAGE)
     parser.add_argument(
         "--until-stage", "--until_stage", type=str, metavar="STEP", help="end after this step"

@@ -115,8 +115,10 @@ def load(settings: DataSettings, store: Path) -> Dataset:
     collection = read_collection(settings.folder, list(names), settings.on_error, store)
     for name in names:
         if not collection.splits[name].qrels:
+            left_out = "".join(f"\n  {note}" for note in collection.notes)
             raise ValueError(
-                f"{settings.folder}: split {name!r} has no judgements (qrels.{name}.tsv), but it needs them"
+                f"{settings.folder}: split {name!r} has no judgements (qrels.{name}.tsv) "
+                f"of its queries and passages, but it needs them{left_out}"
             )
     limits = dict.fromkeys(settings.tests, settings.max_test_queries)
     limits[settings.dev] = settings.max_dev_queries

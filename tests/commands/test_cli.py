@@ -85,7 +85,36 @@ def test_missing_flags(fails, tmp_path):
     assert "checkpoint" in fails("index", "--passages", "x", "--output", "y")
     assert "nonsense" in fails("nonsense")
     message = fails("train", "rocketqav2", "--output", tmp_path)
-    assert "data.folder" in message
+    assert message == "error: rocketqa train rocketqav2 needs --data.folder\n"
+    assert fails("encode", "--input", "x") == "error: rocketqa encode needs --checkpoint, --output\n"
+    assert fails("hits", "x") == "error: rocketqa hits needs OUTPUT\n"
+
+
+def test_the_usage_of_a_command_stands_above_its_mistakes(capsys):
+    for line, usage in (
+        (["search"], "usage: rocketqa search [QUERY ...] --checkpoint FOLDER [--KEY VALUE ...]\n"),
+        (["serve"], "usage: rocketqa serve --checkpoint CHECKPOINT [--KEY VALUE ...]\n"),
+        (["train", "ar2"], "usage: rocketqa train ar2 [--config FILE|PRESET]"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*line)
+        assert capsys.readouterr().err.startswith(usage)
+
+
+def test_an_unknown_flag_is_answered_with_similar_ones(fails):
+    assert "--prot 80; there are --port, " in fails("serve", "--checkpoint", "x", "--prot", 80)
+    assert "; there are --joint.queries, " in fails("train", "rocketqav2", "--joint.qeries", 5)
+    assert fails("models", "--zzz").rstrip().endswith("unrecognized arguments: --zzz")
+
+
+def test_help_of_words_tells_what_they_may_be(capsys):
+    for line in (["new", "--help"], ["search", "--help"], ["--help"]):
+        with pytest.raises(SystemExit):
+            run(*line)
+    text = capsys.readouterr().out
+    assert "<function" not in text
+    assert "search for, or --queries (type: str, default: [])" in " ".join(text.split())
+    assert "over HTTP" in text
 
 
 def test_the_wrong_kind_of_checkpoint(fails, best, data, a_run, tmp_path):

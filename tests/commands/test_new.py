@@ -212,7 +212,7 @@ def test_chinese_without_a_model_is_counted_by_characters(bare, tmp_path):
 
 def test_everything_that_is_lacking_is_listed(fails, tmp_path):
     (tmp_path / "mine").mkdir()
-    assert "there is no such folder" in fails("new", "ar2", "--data", tmp_path / "nothing")
+    assert "no such folder" in fails("new", "ar2", "--data", tmp_path / "nothing")
     message = fails("new", "ar2", "--data", tmp_path / "mine")
     for name in ("para.txt", "train.query.txt", "qrels.train.tsv", "dev.query.txt", "qrels.dev.tsv"):
         assert f"\n  {name}, " in message

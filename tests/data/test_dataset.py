@@ -131,6 +131,15 @@ def test_faulty_records_stop_the_reading_or_are_left_out(folder):
     ]
 
 
+def test_judgements_of_other_queries_are_told_from_none(folder):
+    """As when the ids of the two files are written differently."""
+    qrels = folder / "qrels.train.tsv"
+    qrels.write_text("".join(f"other-{line}\n" for line in qrels.read_text().splitlines()))
+    told = r"'train' has no judgements .*\n  judged queries that are not in train\.query\.txt: .*'other-"
+    with pytest.raises(ValueError, match=told):
+        load(folder, on_error="skip")
+
+
 def test_fingerprints_name_content_and_order(folder, tmp_path):
     passages = list(toy.collection().passages.values())
     name = fingerprint(passages)

@@ -32,7 +32,7 @@ def find_splits(folder: Path) -> Splits:
         FileNotFoundError: the folder, or what training needs of it, is not there; the message lists it all.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder; expected a collection (docs/formats.md)")
+        raise FileNotFoundError(f"{folder}: no such folder; expected one with para.txt or corpus.jsonl")
     names = {path.name.removesuffix(".gz") for path in folder.iterdir() if path.is_file()}
     beir = "corpus.jsonl" in names and "para.txt" not in names
     labelled, unlabelled, lacking = _beir(folder, names) if beir else _rocketqa(names)
