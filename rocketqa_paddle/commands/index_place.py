@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,9 +60,13 @@ class Folder:
 
     def check(self) -> None:
         """Refuse to replace what we did not write, before any work."""
+        from rocketqa_paddle.search import bm25
         from rocketqa_paddle.search.index import CONTENTS
 
         CONTENTS.check(self.path)
+        if (self.path / bm25.FOLDER).is_dir() and not self._bm25:
+            told = f"{self.path} has BM25, and the index that replaces it will have none: give --bm25 true"
+            warnings.warn(told, stacklevel=2)
 
     def check_model(self, dimension: int) -> None:
         """Refuse an index that cannot be made of such vectors."""

@@ -10,6 +10,7 @@ import anyio
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rocketqa_paddle.data.tables import missing
 from rocketqa_paddle.serve.errors import Refused, family_of, shaped
 from rocketqa_paddle.settings import Settings, at_least
 
@@ -45,7 +46,7 @@ def read_keys(file: str | Path) -> list[bytes]:
         FileNotFoundError: there is no such file.
         ValueError: it has no key, or one with other characters than those of a header.
     """
-    keys = [line.strip() for line in Path(file).read_bytes().splitlines() if line.strip()]
+    keys = [line.strip() for line in _content(Path(file)).splitlines() if line.strip()]
     if not keys:
         raise ValueError(f"{file}: no key in it, expected one a line")
     if not all(0x21 <= byte <= 0x7E for key in keys for byte in key):
@@ -53,6 +54,12 @@ def read_keys(file: str | Path) -> list[bytes]:
             f"{file}: a key with spaces or other characters than visible ASCII, which no header can have"
         )
     return keys
+
+
+def _content(file: Path) -> bytes:
+    if not file.is_file():
+        raise missing(file)
+    return file.read_bytes()
 
 
 class Guard:

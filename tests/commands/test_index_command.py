@@ -42,6 +42,16 @@ def test_index_then_search(best, data, tmp_path, capsys):
     )
 
 
+def test_an_index_that_loses_its_bm25_is_told(best, data, tmp_path):
+    pytest.importorskip("bm25s", reason="needs the extra report")
+    flags = {"checkpoint": best / "retriever", "passages": data / "para.txt", "output": tmp_path / "index"}
+    run("index", *words(**flags, bm25="true"))
+    run("index", *words(**flags, bm25="true"))
+    with pytest.warns(UserWarning, match="index has BM25, and the index that replaces it will have none"):
+        run("index", *words(**flags))
+    run("index", *words(**flags))
+
+
 def test_an_index_of_one_format_is_searched_by_the_same_model_in_another(foreign, data, tmp_path, capsys):
     retriever = foreign / "reference" / "retriever" / "config.json"
     run("index", *words(checkpoint=retriever, passages=data / "para.txt", output=tmp_path / "index"))

@@ -245,6 +245,8 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, content: str, tol
     (tmp_path / "keys").write_text(content)
     with pytest.raises(ValueError, match=told):
         read_keys(tmp_path / "keys")
+    with pytest.raises(FileNotFoundError, match="no such file; the folder has keys"):
+        read_keys(tmp_path / "key")
 
 
 @pytest.mark.parametrize(
