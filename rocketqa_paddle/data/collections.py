@@ -179,6 +179,15 @@ def read_unlabelled(
     return queries, made.faults.settle(folder, on_error)
 
 
+def qrels_file(folder: Path, split: str) -> Path:
+    """Find the judgements of a split in a collection of either layout.
+
+    Raises:
+        FileNotFoundError: they are not there.
+    """
+    return _find(folder / "qrels", f"{split}.tsv") or _need(folder, f"qrels.{split}.tsv")
+
+
 def _find(folder: Path, name: str) -> Path | None:
     """Find a file under its name or with `.gz` appended."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)

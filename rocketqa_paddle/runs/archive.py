@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rocketqa_paddle.data.candidates import Candidates
-from rocketqa_paddle.data.collections import read_unlabelled
+from rocketqa_paddle.data.collections import qrels_file, read_unlabelled
 from rocketqa_paddle.data.dataset import QuerySet
 from rocketqa_paddle.data.qrels import load_qrels
 from rocketqa_paddle.data.runs import HITS
@@ -175,22 +175,12 @@ class Archive:
         if lacking := [id for id in asked if id not in texts]:
             told = f"query {lacking[0]!r}, which the run has asked, is not there any more"
             raise ValueError(f"{self.data.folder}: {told}")
-        judged, known = load_qrels(self._qrels(name)), {}
+        judged, known = load_qrels(qrels_file(Path(self.data.folder), name)), {}
         for id in asked:
             known[id] = {p: grade for p, grade in judged.get(id, {}).items() if p in self.corpus}
         return QuerySet(
             name, {id: texts[id] for id in asked}, {id: row for id in asked if (row := known[id])}
         )
-
-    def _qrels(self, name: str) -> Path:
-        place = Path(self.data.folder)
-        files = (place / f"qrels.{name}.tsv", place / "qrels" / f"{name}.tsv")
-        found = [
-            path for file in files for path in (file, file.with_name(f"{file.name}.gz")) if path.is_file()
-        ]
-        if not found:
-            raise FileNotFoundError(f"{files[0]}: no such file")
-        return found[0]
 
 
 def label(piece: Piece) -> str:

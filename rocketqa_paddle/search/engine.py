@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from rocketqa_paddle.checkpoints import convert
-from rocketqa_paddle.data.candidates import Candidates
+from rocketqa_paddle.data.candidates import HIT, Candidates
 from rocketqa_paddle.networks import forward
 from rocketqa_paddle.networks.encoders import CROSS, DUAL, Checkpoint
 from rocketqa_paddle.networks.ernie import Joined, unchanging
@@ -21,6 +21,7 @@ from rocketqa_paddle.search import fusion
 from rocketqa_paddle.search.folder import IndexFolder
 from rocketqa_paddle.search.fusion import Fusion, check_fusion
 from rocketqa_paddle.search.milvus import MilvusIndex
+from rocketqa_paddle.search.retrieval import reorder
 from rocketqa_paddle.settings import COLLECTION, at_least
 
 SETTINGS, DEPTH = "engine.json", 20
@@ -107,12 +108,11 @@ class Found:
 
         The deeper ones follow in the order in which they were found, each with 1 less than the one before.
         """
-        order, depth = np.argsort(-scores, kind="stable"), len(scores)
-        final = [hit.score for hit in self.hits]
-        if depth:
-            lowest = float(scores.min())
-            final = [*scores[order].tolist(), *(lowest - n for n in range(1, len(final) - depth + 1))]
-        places = [*order.tolist(), *range(depth, len(self.hits))]
+        final = [(place, hit.score) for place, hit in enumerate(self.hits)]
+        if depth := len(scores):
+            hits = np.array([final], HIT)
+            reorder(hits, scores[None])
+            final = hits[0].tolist()
         return [
             Result(
                 rank,
@@ -122,7 +122,7 @@ class Found:
                 float(scores[place]) if place < depth else None,
                 place + 1,
             )
-            for rank, (place, score) in enumerate(zip(places[:k], final[:k], strict=True), 1)
+            for rank, (place, score) in enumerate(final[:k], 1)
         ]
 
 

@@ -203,14 +203,27 @@ def rerank(
     ids, there = found.queries[places.start : places.stop], read["row"] >= 0
     pairs = _pairs(ids, read["row"], found.passages, passages, queries)
     options = {"batch_size": batch_size, "progress": progress}
-    scores = [*forward.score_parts(checkpoint, pairs, int(there.sum()), **options)]
-    read["score"][there] = np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in scores)])
-    read["score"][~there] = -np.inf
-    order = np.argsort(-read["score"], axis=1, kind="stable")
-    read[:] = np.take_along_axis(read, order, axis=1)
-    _continue(own, depth)
+    parts = [*forward.score_parts(checkpoint, pairs, int(there.sum()), **options)]
+    scores = np.full(there.shape, -np.inf, np.float32)
+    scores[there] = np.concatenate([np.zeros(0, np.float32), *(part.reshape(-1) for part in parts)])
+    reorder(own, scores)
     hits = np.concatenate(distributed.gather(own))
     return Candidates(found.queries, found.passages, hits)
+
+
+def reorder(hits: np.ndarray, scores: np.ndarray) -> None:
+    """Order the first hits of every query by a re-ranker's scores, in place; see `rerank`.
+
+    Args:
+        hits: `[queries, n]` of the type `candidates.HIT`.
+        scores: of the first `depth` hits, `[queries, depth]`; minus infinity where there is no hit.
+    """
+    depth = scores.shape[1]
+    read = hits[:, :depth]
+    read["score"] = scores
+    order = np.argsort(-scores, axis=1, kind="stable")
+    read[:] = np.take_along_axis(read, order, axis=1)
+    _continue(hits, depth)
 
 
 def _pairs(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rocketqa_paddle.networks.encoders import Checkpoint
-from rocketqa_paddle.networks.tokenization import Packed, Tokenizer
+from rocketqa_paddle.networks.tokenization import Packed, Tokenizer, truncate_pair
 from rocketqa_paddle.serve.errors import Refused
 
 Side = Literal["query", "passage"]
@@ -69,16 +69,9 @@ def pack_pairs(model: Checkpoint, pairs: Sequence[Pair], how: Truncation = CUT) 
     queries, titles, texts = (tokenizer.encode(column, _limit(length, how)) for column in columns)
     rows = [(query, title + text) for query, title, text in zip(queries, titles, texts, strict=True)]
     if how.keep_end and how.allowed:  # the rule of `truncate_pair`, at the other end
-        turned = [tokenizer.pack_pair_ids(first[::-1], second[::-1], length) for first, second in rows]
-        return [_turned_back(tokenizer, row) for row in turned]
+        turned = (truncate_pair(first[::-1], second[::-1], length - 3) for first, second in rows)
+        rows = [(first[::-1], second[::-1]) for first, second in turned]
     return _cut(rows, lambda row, most: tokenizer.pack_pair_ids(*row, most), length, how)
-
-
-def _turned_back(tokenizer: Tokenizer, row: Packed) -> Packed:
-    """The pair whose segments were packed from behind."""
-    border = row.type_ids.index(1)
-    first, second = row.token_ids[1 : border - 1], row.token_ids[border:-1]
-    return tokenizer.pack_pair_ids(first[::-1], second[::-1], len(row.token_ids))
 
 
 def _limit(length: int, how: Truncation) -> int | None:
