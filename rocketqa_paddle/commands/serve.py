@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Literal
 
 from rocketqa_paddle.runtime.device import select
+from rocketqa_paddle.serve.limits import Limits
 from rocketqa_paddle.settings import COLLECTION
 
 
@@ -22,10 +23,10 @@ def serve(
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     uri: str | None = None,
     collection: str = COLLECTION,
-    max_concurrent_requests: int = 512,
+    max_concurrent_requests: int = Limits.max_concurrent_requests,
     max_batch_tokens: int | None = None,
-    max_client_batch_size: int = 2048,
-    payload_limit: int = 2_000_000,
+    max_client_batch_size: int = Limits.max_client_batch_size,
+    payload_limit: int = Limits.payload_limit,
 ) -> None:
     """Serve what a folder has over HTTP: a search engine with its page, a retriever, a re-ranker.
 
@@ -48,8 +49,9 @@ def serve(
         payload_limit: bytes of one request
     """
     try:
-        from rocketqa_paddle.serve import limits, server
+        from rocketqa_paddle.serve import server
         from rocketqa_paddle.serve.app import make_app
+        from rocketqa_paddle.serve.guard import read_keys
         from rocketqa_paddle.serve.models import Models
         from rocketqa_paddle.serve.service import Service
     except ImportError as error:
@@ -57,11 +59,11 @@ def serve(
             f"serve needs some packages: pip install 'rocketqa_paddle[serve]' ({error})"
         ) from None
 
-    bounds = limits.Limits(
+    bounds = Limits(
         max_concurrent_requests, max_batch_tokens, max_client_batch_size, payload_limit=payload_limit
     )
     select(use_cuda, precision)  # to refuse what the machine has not
-    keys = limits.read_keys(api_key_file) if api_key_file else []
+    keys = read_keys(api_key_file) if api_key_file else []
     with server.bind(host, port) as bound:
         if not (keys or server.is_loopback(host)):
             warnings.warn(f"whoever reaches {host} can use this service: see --api_key_file", stacklevel=2)

@@ -142,6 +142,7 @@ class SearchEngine:
         reranker: the model that orders what was found.
         place: Paddle's name of the device to compute on.
         depth: passages a query that the re-ranker reads unless a search says otherwise.
+        digest: of the retriever, if it is known.
     """
 
     def __init__(
@@ -151,9 +152,11 @@ class SearchEngine:
         reranker: Checkpoint | None = None,
         place: str = "cpu",
         depth: int = DEPTH,
+        digest: str = "",
     ) -> None:
         self.retriever, self._index = retriever, index
         self.reranker, self.place, self.depth = reranker, place, depth
+        self.digest = digest or retriever.digest()
         self._joined: Joined = {}
 
     @classmethod
@@ -206,7 +209,7 @@ class SearchEngine:
             digest = dual.digest()
             found = MilvusIndex(uri, collection, digest) if uri else IndexFolder(index, digest)
             cross = convert.read(reranker, kind=CROSS) if reranker else None
-        return cls(dual, found, cross, place, depth)
+        return cls(dual, found, cross, place, depth, digest)
 
     def search(
         self,

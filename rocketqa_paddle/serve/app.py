@@ -12,7 +12,7 @@ from starlette.responses import Response
 from rocketqa_paddle import __version__
 from rocketqa_paddle.serve.answers import json_answer
 from rocketqa_paddle.serve.errors import Kind, Refused, family_of, shaped
-from rocketqa_paddle.serve.limits import Guard
+from rocketqa_paddle.serve.guard import Guard
 from rocketqa_paddle.serve.routes import embed, openai, rerank, search, status
 from rocketqa_paddle.serve.service import Gone, Service
 

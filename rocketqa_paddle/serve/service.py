@@ -62,7 +62,8 @@ class Service:
         self._precision = precision
         self.dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
         self._answering = 0
-        self.digest = (models.retriever or models.reranker).digest()
+        engine, model = models.engine, models.retriever or models.reranker
+        self.digest = engine.digest if engine else model.digest()
         self._compute = {
             kind: Compute(model, kind, self.max_batch_tokens)
             for model in (models.retriever, models.reranker)

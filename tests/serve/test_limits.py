@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from rocketqa_paddle.serve.app import make_app
-from rocketqa_paddle.serve.limits import Limits, read_keys
+from rocketqa_paddle.serve.guard import read_keys
+from rocketqa_paddle.serve.limits import Limits
 from rocketqa_paddle.serve.models import Compute, Models
 from rocketqa_paddle.serve.routes import embed
 from rocketqa_paddle.serve.routes.embed import EmbedRequest, SimilarityRequest, TokenizeRequest

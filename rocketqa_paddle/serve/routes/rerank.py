@@ -38,27 +38,29 @@ class TextDocument(BaseModel):
 Documents = Annotated[list[Text | TextDocument], FIRST]
 
 
-class RerankRequest(Cutting):
-    """Texts to order by their relevance; `documents` instead of `texts` asks for Cohere's shape."""
+class Ranking(BaseModel):
+    """What is to be ordered by its relevance to a query, and what Cohere's answers have of it."""
 
     query: Text
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = False
+
+
+class RerankRequest(Ranking, Cutting):
+    """Texts to order by their relevance; `documents` instead of `texts` asks for Cohere's shape."""
+
     texts: Texts | None = None
     raw_scores: bool = False
     """Give logits instead of probabilities."""
     return_text: bool = False
     documents: Documents | None = None
-    top_n: int | None = Field(None, ge=1)
-    return_documents: bool = False
 
 
-class CohereRequest(BaseModel):
+class CohereRequest(Ranking):
     """Documents to order by their relevance."""
 
-    query: Text
     documents: Documents
     model: str | None = None
-    top_n: int | None = Field(None, ge=1)
-    return_documents: bool = False
 
 
 class Rank(BaseModel):
